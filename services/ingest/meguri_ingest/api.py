@@ -1,0 +1,160 @@
+"""HTTP in, HTTP out: events and files of upstreams, receipts of what became of them."""
+
+import asyncio
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+from fastapi import APIRouter, File, Header, Query, Request, UploadFile
+from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.log import Message
+from meguri_chassis.service import Service
+from meguri_chassis.store import utc
+from meguri_contracts.errors import Invalid, Malformed, TemporaryError, TooLarge
+from meguri_contracts.events import DataArrived
+from meguri_contracts.names import NAME_PATTERN
+from meguri_contracts.topology import MAX_INLINE_BYTES, subject
+from pydantic import BaseModel, Field
+
+from meguri_ingest import reading, store
+from meguri_ingest.settings import Settings
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+MAX_BATCH = 1000
+"""Events of one POST at most."""
+WAIT = 30.0
+"""Longest wait for a receipt, in seconds."""
+CLOUD_EVENT, CLOUD_EVENTS = "application/cloudevents+json", "application/cloudevents-batch+json"
+
+
+class Accepted(BaseModel):
+    """An event is on disk. What becomes of it stands at `receipt`."""
+
+    event: str
+    receipt: str
+
+
+def routes(service: Service, settings: Settings, artifacts: Artifacts) -> APIRouter:
+    """Return the routes of ingest."""
+    router = APIRouter()
+    database, projection, log = service.database, service.projection, service.log
+    assert database is not None
+    assert projection is not None
+
+    async def accept(event: DataArrived, id_: str, source: str) -> Accepted:
+        await log.append(event, id=id_, cause=id_, journey=id_, source=source)
+        return Accepted(event=id_, receipt=f"/receipts/{id_}")
+
+    @router.post("/events", tags=["upstream"], status_code=202)
+    async def post_events(request: Request) -> list[Accepted]:
+        """Take CloudEvents over HTTP: binary, structured or a batch; or the bare JSON of data-arrived with its dataset."""
+        body = await request.body()
+        read = [_event(headers, part) for headers, part in _parts(dict(request.headers), body)]
+        return [await accept(event, id_, source) for event, id_, source in read]
+
+    @router.post("/datasets/{dataset}/data", tags=["upstream"], status_code=202)
+    async def post_data(
+        dataset: Name,
+        file: Annotated[UploadFile, File()],
+        producer: Annotated[str, Header(alias="Meguri-Producer", min_length=1, max_length=128)] = "upload",
+        id_: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)] = None,
+    ) -> Accepted:
+        """Take a file: CSV, JSON Lines, Parquet or Arrow, told by the ending of its name."""
+        format_ = reading.format_of(file.filename or "", None)
+        data = await file.read(settings.max_file_bytes + 1)
+        if len(data) > settings.max_file_bytes:
+            raise TooLarge(f"the file has more than {settings.max_file_bytes:,} bytes: split it, or send its uri")
+        kept = await artifacts.put(data)
+        event = DataArrived.model_validate({"dataset": dataset, "uri": kept.uri, "format": format_})
+        return await accept(event, id_ or str(uuid4()), producer)
+
+    @router.get("/receipts/{event:path}", tags=["receipts"])
+    async def get_receipt(event: str, wait: Annotated[float, Query(ge=0, le=WAIT)] = 0) -> dict[str, Any]:
+        """What became of an event: waiting, committed or rejected and why; its version; the models trained on it.
+
+        With `wait`, answers as soon as it is no longer waiting, at the latest after that many seconds.
+        """
+        # Whoever has just published must find the event here.
+        await projection.reached(await log.last_sequence())
+        until = asyncio.get_running_loop().time() + wait
+        while True:
+            seen = projection.position
+            found = await asyncio.to_thread(_receipt, service, event)
+            left = until - asyncio.get_running_loop().time()
+            if found["status"] != "waiting" or left <= 0:
+                return found
+            with suppress(TemporaryError):
+                await projection.reached(seen + 1, timeout=left)
+
+    @router.get("/receipts", tags=["receipts"])
+    def list_receipts(
+        dataset: Name | None = None,
+        status: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    ) -> list[dict[str, Any]]:
+        """The newest receipts."""
+        with database.read() as session:
+            return [_shown(row) for row in store.receipts(session, dataset, status, limit)]
+
+    @router.get("/datasets/{dataset}/versions", tags=["datasets"])
+    def list_versions(dataset: Name) -> list[dict[str, Any]]:
+        """The versions of a dataset, newest first."""
+        with database.read() as session:
+            store.declared(session, dataset)
+            return [row.model_dump(mode="json") for row in store.versions(session, dataset)]
+
+    return router
+
+
+def _receipt(service: Service, event: str) -> dict[str, Any]:
+    assert service.database is not None
+    with service.database.read() as session:
+        row = store.receipt(session, event)
+        return _shown(row) | {"used_in": [use.model_dump(mode="json") for use in store.uses(session, row)]}
+
+
+def _shown(row: store.ReceiptRow) -> dict[str, Any]:
+    return row.model_dump(mode="json") | {"arrived": utc(row.arrived).isoformat()}
+
+
+def _parts(headers: dict[str, str], body: bytes) -> list[tuple[dict[str, str], bytes]]:
+    """The events of a request, each with its own headers and body."""
+    if headers.get("content-type", "").split(";")[0].strip() != CLOUD_EVENTS:
+        return [(headers, body)]
+    try:
+        events = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the batch is not JSON: {error}") from error
+    if not isinstance(events, list) or not 0 < len(events) <= MAX_BATCH:
+        raise Malformed(f"a batch is a JSON array of 1 to {MAX_BATCH} CloudEvents")
+    return [({}, json.dumps(event).encode()) for event in events]
+
+
+def _event(headers: dict[str, str], body: bytes) -> tuple[DataArrived, str, str]:
+    """The event of a request with its id and its source. Raises Malformed, TooLarge or Invalid with the reason."""
+    if len(body) > MAX_INLINE_BYTES:
+        raise TooLarge(f"the event has {len(body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: upload a file instead")
+    attributes = {name: value for name, value in headers.items() if name.startswith("ce-")}
+    key = unquote(attributes.get("ce-subject", "")) or _dataset(body)
+    message = Message.of(subject(DataArrived.kind(), key), attributes, body, 0, datetime.now(UTC))
+    event = message.event
+    assert isinstance(event, DataArrived)
+    if (event.records is None) == (event.uri is None):
+        raise Invalid("exactly one of 'records' (rows) and 'uri' (a file) is needed")
+    return event, message.id if message.has_own_id else str(uuid4()), message.source
+
+
+def _dataset(body: bytes) -> str:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the body is not JSON: {error}") from error
+    if isinstance(data, dict):
+        inner = data.get("data")
+        for found in (data.get("subject"), data.get("dataset"), inner.get("dataset") if isinstance(inner, dict) else None):
+            if isinstance(found, str):
+                return found
+    raise Malformed("no dataset is named: give it as the CloudEvents subject (ce-subject) or as 'dataset' in the body")

@@ -1,0 +1,12 @@
+"""What an operator may turn in ingest."""
+
+from meguri_chassis.settings import ServiceSettings
+from pydantic import Field
+
+
+class Settings(ServiceSettings):
+    service: str = "ingest"
+    roots: str = Field(default_factory=lambda data: f"file://{(data['var'] / 'incoming').absolute()}")
+    """Where a `uri` may point to: URLs separated by commas, file:///…, s3://…; everything below each is allowed."""
+    max_file_bytes: int = Field(default=512 * 1024 * 1024, gt=0)
+    """Largest file that is read or taken as an upload; it is held in memory."""

@@ -1,0 +1,38 @@
+"""Monitoring: keeps every prediction, holds windows of them against the reference, and tells of drift once per episode."""
+
+from pathlib import Path
+
+from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.bus import Hearing
+from meguri_chassis.projection import Projection
+from meguri_chassis.service import Service
+from meguri_chassis.store import Database
+from meguri_contracts.topology import MONITORING_ROLLOUTS, PREDICTION_PREFIX, PREDICTIONS
+
+from meguri_monitoring import api, handlers, projection
+from meguri_monitoring.settings import Settings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def build(settings: Settings | None = None) -> Service:
+    settings = settings or Settings()
+    database = Database(settings.database_url, MIGRATIONS)
+    tables = Projection(database, projection.evolve, projection.HEARS)
+    service = Service(settings, description=__doc__ or "", database=database, projection=tables)
+    assert service.decider is not None
+    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], handlers.NAME)
+    watcher = handlers.Watcher(
+        reader=reader,
+        log=service.log,
+        database=database,
+        projection=tables,
+        decider=service.decider,
+        artifacts=Artifacts(settings.artifacts_url),
+        data_url=settings.data_url,
+    )
+    service.follow(reader, watcher.run)
+    service.reasons.append(watcher.trouble)
+    service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode]))
+    service.app.include_router(api.routes(service))
+    return service

@@ -1,0 +1,132 @@
+"""Episodes of drift: one event when one begins, one when it ends, nothing in between.
+
+`decide` says what follows from the latest windows, `resolve` what follows from another champion, `evolve` is the only
+place where an event changes what is known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from meguri_chassis.profiles import Profile
+from meguri_contracts import events
+from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged
+from meguri_contracts.names import derived_id
+from meguri_contracts.spec import Monitor
+
+from meguri_monitoring.drift import FeatureVerdict, compare, contributions
+from meguri_monitoring.windows import Window
+
+NAMED = 20
+"""Features that an event names and that are attributed to producers: the worst."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A closed window after it was held against the reference of its version."""
+
+    version: int
+    window: events.Window
+    judged: bool
+    """False without enough rows: then it is neither moved nor quiet."""
+    drifted: tuple[FeatureVerdict, ...] = ()
+    """Features that moved, worst first, at most `NAMED`."""
+    producer: str = ""
+    """Who contributes most to their distance, and its `share` of it. Empty when nothing moved."""
+    share: float = 0.0
+    samples: tuple[str, ...] = ()
+    """Prediction ids of that producer."""
+
+    @property
+    def moved(self) -> bool:
+        return bool(self.drifted)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Drift that has begun and not ended."""
+
+    id: str
+    version: int
+    feature: str
+    producer: str
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a model. `champion` is the version that serves."""
+
+    model: str
+    champion: int | None = None
+    episode: Episode | None = None
+
+
+def judge(version: int, window: Window, reference: Profile, rule: Monitor) -> Judged:
+    """Hold a closed window of a version against its reference, and name who moved what has moved."""
+    verdict = compare(reference, window.profile(reference), rule)
+    judged = Judged(version, events.Window(first=window.first, last=window.last, rows=window.rows), verdict.judged)
+    if not verdict.moved:
+        return judged
+    drifted = verdict.drifted[:NAMED]
+    top = contributions(reference, window.by_producer, [feature.feature for feature in drifted])[0]
+    samples = window.producers[top.producer].samples
+    return replace(judged, drifted=drifted, producer=top.producer, share=top.share, samples=samples)
+
+
+def decide(state: State, windows: Sequence[Judged], rule: Monitor) -> list[Event]:
+    """Say what the last of `windows`, oldest first, begins or ends.
+
+    An episode begins when the last `rule.windows` judged windows of the champion all moved, and ends when they are all
+    quiet. Windows without a verdict are passed over, windows of other versions say nothing.
+    """
+    if not windows or not windows[-1].judged:
+        return []
+    running = [one for one in windows if one.judged and one.version == state.champion][-rule.windows :]
+    if len(running) < rule.windows or running[-1] is not windows[-1]:
+        return []
+    if state.episode is None and all(one.moved for one in running):
+        return [_begun(state.model, running[-1])]
+    if state.episode and state.episode.version == state.champion and not any(one.moved for one in running):
+        return [_ended(state.model, state.episode, f"like the reference again for {rule.windows} windows in a row")]
+    return []
+
+
+def resolve(state: State, rollout: RolloutChanged) -> list[Event]:
+    """End the episode of a version that no longer serves."""
+    serves = rollout.plan.champion.version
+    if state.episode and state.episode.version != serves:
+        return [_ended(state.model, state.episode, f"version {serves} serves")]
+    return []
+
+
+def evolve(state: State, event: Event) -> State:
+    match event:
+        case RolloutChanged(plan=plan):
+            return replace(state, champion=plan.champion.version)
+        case DriftDetected(episode=id_, version=version, feature=feature, producer=producer):
+            return replace(state, episode=Episode(id_, version, feature, producer))
+        case EpisodeResolved(episode=id_) if state.episode and state.episode.id == id_:
+            return replace(state, episode=None)
+        case _:
+            return state
+
+
+def _begun(model: str, last: Judged) -> DriftDetected:
+    worst, window = last.drifted[0], last.window
+    return DriftDetected(
+        model=model,
+        version=last.version,
+        episode=derived_id(model, str(last.version), str(window.first), str(window.last)),
+        feature=worst.feature,
+        producer=last.producer,
+        share=last.share,
+        distance=worst.wasserstein,
+        ks=worst.ks,
+        p_value=worst.p_value,
+        drifted=tuple(feature.feature for feature in last.drifted),
+        window=window,
+        samples=last.samples,
+    )
+
+
+def _ended(model: str, episode: Episode, reason: str) -> EpisodeResolved:
+    return EpisodeResolved(model=model, version=episode.version, episode=episode.id, reason=reason)

@@ -1,0 +1,190 @@
+"""Events and predictions in, events out."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from meguri_chassis import telemetry
+from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.bus import hears, set_aside
+from meguri_chassis.deciding import Decider
+from meguri_chassis.log import EventLog
+from meguri_chassis.profiles import Profile
+from meguri_chassis.projection import Projection
+from meguri_chassis.reader import Reader
+from meguri_chassis.store import Database
+from meguri_contracts.errors import MeguriError, PermanentError
+from meguri_contracts.events import Event, RolloutChanged
+from meguri_contracts.names import derived_id
+from nats.aio.msg import Msg
+from sqlmodel import Session
+
+from meguri_monitoring import episodes, predictions, store, windows
+from meguri_monitoring.predictions import Batch
+
+logger = logging.getLogger(__name__)
+
+PAUSE_AT_MOST = 10.0
+"""Seconds between tries to count predictions while the store or the database is away."""
+NAME = "monitoring-predictions"
+
+
+@hears(RolloutChanged)
+def end_episode(rollout: RolloutChanged, session: Session) -> Sequence[Event]:
+    """Another version serves: the drift that was seen of the one before is over."""
+    return episodes.resolve(store.state(session, rollout.model), rollout)
+
+
+def table_uri(data_url: str, model: str, version: int) -> str:
+    """Where the predictions of a version are kept."""
+    return f"{data_url}/_predictions/{model}/v{version}"
+
+
+class Watcher:
+    """Follows the predictions: keeps them, counts them into windows, and says what follows from each closed window."""
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        log: EventLog,
+        database: Database,
+        projection: Projection,
+        decider: Decider,
+        artifacts: Artifacts,
+        data_url: str,
+    ) -> None:
+        self._reader = reader
+        self._log = log
+        self._database = database
+        self._projection = projection
+        self._decider = decider
+        self._artifacts = artifacts
+        self._data_url = data_url
+        self._references: dict[tuple[str, int], Profile | None] = {}
+        self._position = 0
+        self._trouble: str | None = None
+
+    def trouble(self) -> str | None:
+        """Why predictions are not counted at the moment, in words for an operator."""
+        return self._trouble
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        await self._until_done(self._resume, "the start")
+        async for messages in self._reader.after(lambda: self._position):
+            await self._until_done(lambda messages=messages: self._take(messages), "predictions")  # type: ignore[misc]
+
+    async def _resume(self) -> None:
+        with self._database.read() as session:
+            self._position = store.position(session)
+        await self._conclude()
+
+    async def _until_done(self, step, what: str) -> None:  # type: ignore[no-untyped-def]
+        pause = 0.1
+        while True:
+            try:
+                await step()
+            except Exception as error:  # noqa: BLE001 - predictions wait in their stream until this is put right
+                self._trouble = f"{what} cannot be counted: {error}"
+                logger.log(
+                    logging.WARNING if isinstance(error, MeguriError) else logging.ERROR, self._trouble, exc_info=error
+                )
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_AT_MOST)
+            else:
+                self._trouble = None
+                return
+
+    async def _take(self, messages: Sequence[Msg]) -> None:
+        last = messages[-1].metadata.sequence.stream
+        event_id = f"{NAME}-{last}"
+        with telemetry.processing(
+            "predictions",
+            [message.headers or {} for message in messages],
+            journey=event_id,
+            event_id=event_id,
+            prompt=True,
+            attributes={"messaging.batch.message_count": len(messages), "nats.stream.sequence": last},
+        ):
+            batches = [batch for message in messages for batch in await self._read(message)]
+            await self._refer(batches)
+            await asyncio.to_thread(self._keep, batches)
+            await asyncio.to_thread(self._count, batches, last)
+            self._position = last
+            await self._conclude()
+
+    async def _read(self, message: Msg) -> Sequence[Batch]:
+        sequence = message.metadata.sequence.stream
+        try:
+            return await asyncio.to_thread(predictions.read, message.data, sequence)
+        except PermanentError as error:
+            await set_aside(self._reader.jetstream(), NAME, message, error)
+            return []
+
+    async def _refer(self, batches: Sequence[Batch]) -> None:
+        """Have the reference profile of every version in hand; None for one that was never rolled out."""
+        for batch in batches:
+            key = (batch.model, batch.version)
+            if self._references.get(key):
+                continue
+            artifact = self._artifact(*key)
+            if artifact is None:
+                # The first predictions of a version can be faster than the news that it serves.
+                await self._projection.reached(await self._log.last_sequence())
+                artifact = self._artifact(*key)
+            if artifact is None:
+                logger.warning("predictions of %s version %d have no reference: kept, not judged", *key)
+            data = await self._artifacts.get(artifact) if artifact else None
+            self._references[key] = Profile.from_json(data) if data else None
+
+    def _artifact(self, model: str, version: int):  # type: ignore[no-untyped-def]
+        with self._database.read() as session:
+            return store.reference(session, model, version)
+
+    def _keep(self, batches: Sequence[Batch]) -> None:
+        by_version = attrgetter("model", "version")
+        for (model, version), group in groupby(sorted(batches, key=by_version), by_version):
+            predictions.append(table_uri(self._data_url, model, version), list(group))
+
+    def _count(self, batches: Sequence[Batch], last: int) -> None:
+        with self._database.write() as session:
+            position = store.locked_position(session)
+            for batch in batches:
+                if batch.sequence > position.sequence:
+                    self._count_one(session, batch)
+            position.sequence = max(position.sequence, last)
+            session.add(position)
+
+    def _count_one(self, session: Session, batch: Batch) -> None:
+        reference = self._references[batch.model, batch.version]
+        if reference is None:
+            return
+        rule = store.rule(session, batch.model)
+        window = store.open_window(session, batch.model, batch.version)
+        closed, left = windows.add(window, batch, reference, rule.window_rows)
+        store.keep_open_window(session, batch.model, batch.version, left)
+        for one in closed:
+            store.keep_judged(session, batch.model, episodes.judge(batch.version, one, reference, rule))
+
+    async def _conclude(self) -> None:
+        """Say what follows from each judged window, in their order; again after a crash in between."""
+        with self._database.read() as session:
+            rows = store.undecided(session)
+        for row in rows:
+            judged = row.judged["window"]
+            cause = derived_id(
+                row.model, "window", str(row.version), str(judged["first"]), str(judged["last"]), str(row.id)
+            )
+            await self._decider.carry_out(lambda session, row=row: _follows(session, row), cause=cause, journey=cause)  # type: ignore[misc]
+            with self._database.write() as session:
+                store.mark_decided(session, row.id or 0)
+
+
+def _follows(session: Session, row: store.JudgedRow) -> Sequence[Event]:
+    rule = store.rule(session, row.model)
+    # Windows of other versions and those without a verdict may lie between those that count.
+    latest = store.judged_up_to(session, row.model, row.id or 0, 4 * rule.windows)
+    return episodes.decide(store.state(session, row.model), latest, rule)

@@ -1,0 +1,35 @@
+"""Events into the tables of monitoring. Predictions are no events of the log; `handlers.Watcher` counts them."""
+
+from meguri_chassis.log import Message
+from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged, SpecApplied
+from sqlmodel import Session
+
+from meguri_monitoring import episodes, store
+
+HEARS = (SpecApplied, RolloutChanged, DriftDetected, EpisodeResolved)
+
+
+def evolve(session: Session, event: Event, message: Message) -> None:
+    rule = event.spec.monitor if isinstance(event, SpecApplied) else store.rule(session, event.key)
+    store.keep(session, episodes.evolve(store.state(session, event.key), event), rule)
+    match event:
+        case RolloutChanged(plan=plan):
+            row = store.VersionRow(
+                model=event.model, version=plan.champion.version, profile=plan.champion.profile.model_dump()
+            )
+            session.merge(row)
+            # A rollback must not count on from where its version was taken out of service.
+            store.forget_windows(session, event.model)
+        case DriftDetected():
+            row_ = store.EpisodeRow(
+                episode=event.episode,
+                model=event.model,
+                version=event.version,
+                detected=event.model_dump(mode="json"),
+                opened=message.time,
+            )
+            session.merge(row_)
+        case EpisodeResolved():
+            if opened := session.get(store.EpisodeRow, event.episode):
+                opened.resolved, opened.reason = message.time, event.reason
+                session.add(opened)

@@ -1,0 +1,183 @@
+"""Tables of monitoring: what it knows of models, open windows, judged windows, episodes."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from meguri_chassis.store import BIG, Position
+from meguri_contracts.errors import NotFound
+from meguri_contracts.events import Artifact
+from meguri_contracts.spec import Monitor
+from pydantic import TypeAdapter
+from sqlalchemy import JSON, Column, DateTime, LargeBinary, delete, update
+from sqlmodel import Field, Session, SQLModel, col, select
+
+from meguri_monitoring.episodes import Judged, State
+from meguri_monitoring.windows import Window
+
+_STATE = TypeAdapter(State)
+_JUDGED = TypeAdapter(Judged)
+PREDICTIONS = "predictions"
+"""Name of the position in the stream of predictions."""
+
+
+class ModelRow(SQLModel, table=True):
+    __tablename__ = "monitoring_model"
+
+    name: str = Field(primary_key=True)
+    rule: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    state: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class VersionRow(SQLModel, table=True):
+    """A version that served, with its reference profile."""
+
+    __tablename__ = "monitoring_version"
+
+    model: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    profile: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class EpisodeRow(SQLModel, table=True):
+    __tablename__ = "monitoring_episode"
+
+    episode: str = Field(primary_key=True)
+    model: str = Field(index=True)
+    version: int
+    detected: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The event drift-detected."""
+    opened: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    resolved: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
+    reason: str = ""
+
+
+class OpenWindowRow(SQLModel, table=True):
+    __tablename__ = "monitoring_open_window"
+
+    model: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    window: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class JudgedRow(SQLModel, table=True):
+    """A closed window with its verdict. `decided` once it was asked what follows from it."""
+
+    __tablename__ = "monitoring_judged_window"
+
+    id: int | None = Field(default=None, sa_column=Column(BIG, primary_key=True, autoincrement=True))
+    model: str = Field(index=True)
+    version: int
+    judged: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    decided: bool = False
+    stale: bool = False
+    """Whether another rollout came after it."""
+
+
+def state(session: Session, model: str) -> State:
+    row = session.get(ModelRow, model)
+    return _STATE.validate_python(row.state) if row else State(model=model)
+
+
+def rule(session: Session, model: str) -> Monitor:
+    """Return how a model is watched; as usual if nothing was said about it."""
+    row = session.get(ModelRow, model)
+    return Monitor.model_validate(row.rule) if row else Monitor()
+
+
+def keep(session: Session, state: State, rule: Monitor) -> None:
+    row = ModelRow(name=state.model, rule=rule.model_dump(), state=_STATE.dump_python(state, mode="json"))
+    session.merge(row)
+
+
+def models(session: Session) -> Sequence[ModelRow]:
+    return session.exec(select(ModelRow).order_by(ModelRow.name)).all()
+
+
+def versions(session: Session, model: str | None = None) -> Sequence[VersionRow]:
+    """Return the versions that served, newest first."""
+    query = select(VersionRow).order_by(VersionRow.model, col(VersionRow.version).desc())
+    return session.exec(query.where(VersionRow.model == model) if model else query).all()
+
+
+def reference(session: Session, model: str, version: int) -> Artifact | None:
+    """Return where the reference profile of a version is; None for a version that was never rolled out."""
+    row = session.get(VersionRow, (model, version))
+    return Artifact.model_validate(row.profile) if row else None
+
+
+def position(session: Session) -> int:
+    """Return how far the predictions are counted into windows."""
+    row = session.get(Position, PREDICTIONS)
+    return row.sequence if row else 0
+
+
+def locked_position(session: Session) -> Position:
+    """Return the same for writing: one replica at a time counts on from it."""
+    query = select(Position).where(Position.projection == PREDICTIONS).with_for_update()
+    row = session.exec(query).one_or_none()
+    if row is None:
+        row = Position(projection=PREDICTIONS, sequence=0)
+        session.add(row)
+        session.flush()
+    return row
+
+
+def open_window(session: Session, model: str, version: int) -> Window:
+    row = session.get(OpenWindowRow, (model, version))
+    return Window.from_bytes(row.window) if row else Window()
+
+
+def keep_open_window(session: Session, model: str, version: int, window: Window) -> None:
+    session.merge(OpenWindowRow(model=model, version=version, window=window.to_bytes()))
+
+
+def forget_windows(session: Session, model: str) -> None:
+    """Drop the open windows of a model, and conclude nothing any more from those that were judged."""
+    session.exec(delete(OpenWindowRow).where(col(OpenWindowRow.model) == model))
+    session.exec(update(JudgedRow).where(col(JudgedRow.model) == model).values(stale=True))
+
+
+def keep_judged(session: Session, model: str, judged: Judged) -> None:
+    session.add(JudgedRow(model=model, version=judged.version, judged=_JUDGED.dump_python(judged, mode="json")))
+
+
+def undecided(session: Session) -> Sequence[JudgedRow]:
+    """Return the judged windows from which nothing was concluded yet, oldest first."""
+    return session.exec(select(JudgedRow).where(col(JudgedRow.decided).is_(False)).order_by(col(JudgedRow.id))).all()
+
+
+def judged_up_to(session: Session, model: str, last: int, count: int) -> list[Judged]:
+    """Return the latest `count` judged windows of a model up to one, oldest first."""
+    query = select(JudgedRow).where(JudgedRow.model == model, col(JudgedRow.id) <= last, col(JudgedRow.stale).is_(False))
+    rows = session.exec(query.order_by(col(JudgedRow.id).desc()).limit(count)).all()
+    return [_JUDGED.validate_python(row.judged) for row in reversed(rows)]
+
+
+def judged_windows(session: Session, model: str, limit: int) -> Sequence[JudgedRow]:
+    query = select(JudgedRow).where(JudgedRow.model == model)
+    return session.exec(query.order_by(col(JudgedRow.id).desc()).limit(limit)).all()
+
+
+def mark_decided(session: Session, id_: int) -> None:
+    if row := session.get(JudgedRow, id_):
+        row.decided = True
+        session.add(row)
+
+
+def episodes(session: Session, model: str | None, open_only: bool) -> Sequence[EpisodeRow]:
+    """Return episodes, newest first."""
+    query = select(EpisodeRow)
+    if model:
+        query = query.where(EpisodeRow.model == model)
+    if open_only:
+        query = query.where(col(EpisodeRow.resolved).is_(None))
+    return session.exec(query.order_by(col(EpisodeRow.opened).desc())).all()
+
+
+def episode(session: Session, id_: str) -> EpisodeRow:
+    """Return an episode. Raises NotFound."""
+    row = session.get(EpisodeRow, id_)
+    if row is None:
+        raise NotFound(f"no episode {id_!r}")
+    return row

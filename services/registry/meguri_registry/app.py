@@ -1,0 +1,28 @@
+"""The registry: keeps specs, runs and versions, judges every trained model against the champion, and says who serves."""
+
+from pathlib import Path
+
+from meguri_chassis.bus import Hearing
+from meguri_chassis.projection import Projection
+from meguri_chassis.service import Service
+from meguri_chassis.store import Database
+from meguri_contracts.topology import REGISTRY_JUDGE
+
+from meguri_registry import api, handlers, projection
+from meguri_registry.settings import Settings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def build(settings: Settings | None = None) -> Service:
+    settings = settings or Settings()
+    database = Database(settings.database_url, MIGRATIONS)
+    service = Service(
+        settings,
+        description=__doc__ or "",
+        database=database,
+        projection=Projection(database, projection.evolve, projection.HEARS),
+    )
+    service.hear(Hearing(REGISTRY_JUDGE, [handlers.judge]))
+    service.app.include_router(api.routes(service))
+    return service

@@ -1,0 +1,15 @@
+"""Events in, events out."""
+
+from collections.abc import Sequence
+
+from meguri_chassis.bus import hears
+from meguri_contracts.events import Event, ModelTrained
+from sqlmodel import Session
+
+from meguri_registry import promotion, store
+
+
+@hears(ModelTrained)
+def judge(trained: ModelTrained, session: Session) -> Sequence[Event]:
+    """Give a trained model its version and its verdict."""
+    return promotion.judge(store.model(session, trained.model), trained)

@@ -1,0 +1,142 @@
+"""Events into the tables of the registry."""
+
+from meguri_chassis.log import Message
+from meguri_contracts.events import (
+    ApprovalRequested,
+    DataCommitted,
+    Event,
+    ModelRegistered,
+    ModelTrained,
+    PromotionRejected,
+    RolloutChanged,
+    SpecApplied,
+    TrainingFailed,
+    TrainingStarted,
+)
+from sqlmodel import Session
+
+from meguri_registry import promotion, store
+
+HEARS = (
+    DataCommitted,
+    SpecApplied,
+    TrainingStarted,
+    ModelTrained,
+    TrainingFailed,
+    ModelRegistered,
+    PromotionRejected,
+    ApprovalRequested,
+    RolloutChanged,
+)
+
+
+def evolve(session: Session, event: Event, message: Message) -> None:
+    if event.key_field == "model":
+        model = promotion.evolve(store.model(session, event.key), event)
+        session.merge(store.ModelRow(name=model.name, state=model.model_dump(mode="json")))
+    match event:
+        case DataCommitted():
+            _record_dataset_version(session, event, message)
+        case SpecApplied():
+            _record_spec(session, event, message)
+        case TrainingStarted():
+            _record_run(session, event, message)
+        case ModelTrained():
+            _record_training(session, event, message)
+        case TrainingFailed():
+            _end_run(session, event.run, "failed", event.reason)
+        case ModelRegistered():
+            _record(session, event.model, event.run, version=event.version)
+        case PromotionRejected() | ApprovalRequested():
+            verdict = "rejected" if isinstance(event, PromotionRejected) else "approval requested"
+            judged = [one.model_dump(mode="json") for one in event.judged]
+            _record(session, event.model, event.run, verdict=verdict, reason=event.reason, judged=judged)
+        case RolloutChanged():
+            _record_rollout(session, event, message)
+
+
+def _record_dataset_version(session: Session, event: DataCommitted, message: Message) -> None:
+    session.merge(
+        store.DatasetVersionRow(
+            dataset=event.dataset,
+            version=event.version,
+            digest=event.digest,
+            rows=event.rows,
+            total_rows=event.total_rows,
+            time=message.time,
+        )
+    )
+    for part in event.events:
+        session.merge(store.ContributionRow(dataset=event.dataset, version=event.version, **part.model_dump()))
+
+
+def _record_spec(session: Session, event: SpecApplied, message: Message) -> None:
+    spec = event.spec.model_dump(mode="json")
+    session.merge(
+        store.SpecRow(
+            model=event.model,
+            version=event.version,
+            digest=event.digest,
+            spec=spec,
+            actor=event.actor,
+            time=message.time,
+        )
+    )
+
+
+def _record_run(session: Session, event: TrainingStarted, message: Message) -> None:
+    if session.get(store.RunRow, event.run) is None:
+        session.add(
+            store.RunRow(
+                run=event.run,
+                model=event.model,
+                status="running",
+                triggers=[trigger.model_dump() for trigger in event.triggers],
+                dataset=event.spec.dataset.name,
+                dataset_version=event.dataset_version,
+                started=message.time,
+            )
+        )
+
+
+def _record_training(session: Session, event: ModelTrained, message: Message) -> None:
+    _end_run(session, event.run, "trained")
+    if session.get(store.VersionRow, (event.model, event.run)) is None:
+        trained = event.model_dump(mode="json")
+        session.add(
+            store.VersionRow(
+                model=event.model, run=event.run, judged=[], trained=trained, event=message.id, time=message.time
+            )
+        )
+
+
+def _end_run(session: Session, run: str, status: str, reason: str = "") -> None:
+    if (row := session.get(store.RunRow, run)) and row.status == "running":
+        row.status, row.reason = status, reason
+        session.add(row)
+
+
+def _record(session: Session, model: str, run: str, **changes: object) -> None:
+    if row := session.get(store.VersionRow, (model, run)):
+        for name, value in changes.items():
+            setattr(row, name, value)
+        session.add(row)
+
+
+def _record_rollout(session: Session, event: RolloutChanged, message: Message) -> None:
+    champion = event.plan.champion
+    session.add(
+        store.RolloutRow(
+            sequence=message.sequence,
+            model=event.model,
+            version=champion.version,
+            previous=event.previous,
+            reason=event.reason,
+            actor=event.actor,
+            time=message.time,
+        )
+    )
+    changes: dict[str, object] = {"verdict": "promoted", "reason": event.reason}
+    if event.judged:
+        changes["judged"] = [one.model_dump(mode="json") for one in event.judged]
+    _record(session, event.model, champion.run, **changes)

@@ -1,0 +1,38 @@
+"""Training: decides from the spec's triggers when a model is due, and fits it on the exact dataset version, once."""
+
+from pathlib import Path
+
+from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.bus import Hearing
+from meguri_chassis.projection import Projection
+from meguri_chassis.service import Service
+from meguri_chassis.store import Database
+from meguri_contracts.topology import TRAINING_FITS, TRAINING_TRIGGERS
+
+from meguri_training import api, handlers, projection
+from meguri_training.settings import Settings
+from meguri_training.workers import Home, Workers
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def build(settings: Settings | None = None) -> Service:
+    settings = settings or Settings()
+    database = Database(settings.database_url, MIGRATIONS)
+    tables = Projection(database, projection.evolve, projection.HEARS)
+    workers = Workers(Home(settings.service, settings.replica, settings.var, settings.log_level))
+    service = Service(settings, description=__doc__ or "", database=database, projection=tables)
+    fitter = handlers.Fitter(
+        log=service.log,
+        database=database,
+        projection=tables,
+        artifacts=Artifacts(settings.artifacts_url),
+        workers=workers,
+        data_url=settings.data_url,
+        tries=settings.fit_tries,
+    )
+    service.during(workers.open)
+    service.hear(Hearing(TRAINING_TRIGGERS, [handlers.look_at_model, handlers.look_at_models_on]))
+    service.hear(Hearing(TRAINING_FITS, [fitter.fit], together=1))
+    service.app.include_router(api.routes(service))
+    return service

@@ -1,0 +1,120 @@
+"""What a model answers on the hold-out, and how good that is: the same measures for scikit-learn and for ONNX."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from meguri_contracts.errors import PermanentError
+from numpy.typing import NDArray
+
+from meguri_training.estimators import Rows, Task
+from meguri_training.reading import Target
+
+CLASSES = "meguri.classes"
+"""Where an ONNX file of ours names its classes: a JSON list in the order of the probabilities."""
+_SMALLEST = float(np.finfo(np.float64).eps)
+"""A true class is never taken for less probable, as in scikit-learn: being sure and wrong costs 36, not infinity."""
+_PRECISION = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+
+
+class NotComparable(PermanentError):
+    """The champion cannot be measured on this hold-out."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of shape [n]; of a classifier also probabilities [n, classes] and the classes that they belong to."""
+
+    answers: NDArray[Any]
+    probabilities: NDArray[np.floating[Any]] | None = None
+    classes: NDArray[Any] | None = None
+
+
+def ask(model: Any, rows: Rows, task: Task) -> Answers:
+    """Let a fitted scikit-learn estimator answer."""
+    if task == "regression":
+        return Answers(np.asarray(model.predict(rows), dtype=np.float64))
+    return Answers(model.predict(rows), model.predict_proba(rows), model.classes_)
+
+
+def open_onnx(data: bytes) -> Any:
+    """Return an ONNX Runtime session on one thread. Raises what ONNX Runtime raises when it cannot load the model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def ask_onnx(session: Any, rows: Rows, task: Task) -> Answers:
+    """Let an ONNX model answer; rows are taken in the precision of its input.
+
+    Raises NotComparable when it takes another number of features, or is no model of this task with named classes.
+    """
+    entry = session.get_inputs()[0]
+    outputs = [output.name for output in session.get_outputs()]
+    if entry.shape[1] != rows.shape[1]:
+        raise NotComparable(f"the model takes {entry.shape[1]} features, its signature names {rows.shape[1]}")
+    wanted = ["prediction"] if task == "regression" else ["label", "probabilities"]
+    if outputs != wanted:
+        raise NotComparable(f"the model answers with {', '.join(outputs)}; for {task} it should be {', '.join(wanted)}")
+    got = session.run(None, {entry.name: rows.astype(_PRECISION[entry.type], copy=False)})
+    if task == "regression":
+        return Answers(got[0][:, 0].astype(np.float64))
+    named = session.get_modelmeta().custom_metadata_map.get(CLASSES)
+    if named is None:
+        raise NotComparable(f"the model does not name its classes in its metadata ({CLASSES})")
+    return Answers(got[0], got[1], np.array(json.loads(named), dtype=got[0].dtype))
+
+
+def measure(target: Target, given: Answers) -> dict[str, float]:
+    """Return the metrics of `meguri_contracts.spec.METRICS` for the task. Raises NotComparable for labels of another type."""
+    if given.probabilities is None or given.classes is None:
+        return _regression(target, given.answers)
+    if target.dtype.kind != given.classes.dtype.kind:
+        raise NotComparable(
+            f"the model answers with labels like {given.classes.tolist()[0]!r}, the target has {target.tolist()[0]!r}"
+        )
+    there, missed, wrong = _counts(target, given.answers)
+    right = there - missed
+    present = there > 0
+    return {
+        "accuracy": float(right.sum() / len(target)),
+        "balanced_accuracy": float((right[present] / there[present]).mean()),
+        "f1_macro": float((2 * right / (2 * right + missed + wrong)).mean()),
+        "log_loss": log_loss(target, given.probabilities, given.classes),
+    }
+
+
+def log_loss(target: Target, probabilities: NDArray[np.floating[Any]], classes: NDArray[Any]) -> float:
+    """Return the mean of -ln(probability of the true class), in nats.
+
+    A class that the model has never heard of has probability zero, which counts as 2.2e-16. `classes` are sorted.
+    """
+    column = np.minimum(np.searchsorted(classes, target), len(classes) - 1)
+    heard = classes[column] == target
+    true = np.where(heard, probabilities[np.arange(len(target)), column].astype(np.float64), 0.0)
+    return float(-np.log(np.clip(true, _SMALLEST, 1.0)).mean())
+
+
+def _counts(target: Target, answers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return per class that occurs in either: rows that have it, of these the missed ones, and those wrongly given it."""
+    classes, codes = np.unique(np.concatenate([target, answers]), return_inverse=True)
+    true, said = np.split(codes, 2)
+    there, missed, wrong = (
+        np.bincount(c, minlength=len(classes)) for c in (true, true[true != said], said[true != said])
+    )
+    return there, missed, wrong
+
+
+def _regression(target: Target, answers: NDArray[Any]) -> dict[str, float]:
+    error = target - answers
+    spread = float(np.square(target - target.mean()).sum())
+    squared = float(np.square(error).sum())
+    return {
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt(squared / len(target))),
+        # Without spread there is nothing to explain: as scikit-learn, 1 for a perfect answer and 0 otherwise.
+        "r2": 1 - squared / spread if spread else float(squared == 0),
+    }

@@ -1,0 +1,49 @@
+"""Events into the tables of training."""
+
+from meguri_chassis.log import Message
+from meguri_contracts.events import (
+    ApprovalRequested,
+    DataCommitted,
+    DriftDetected,
+    EpisodeResolved,
+    Event,
+    ModelTrained,
+    PromotionRejected,
+    RolloutChanged,
+    SpecApplied,
+    TrainingFailed,
+    TrainingRequested,
+    TrainingStarted,
+)
+from sqlmodel import Session
+
+from meguri_training import runs, store
+
+HEARS = (
+    SpecApplied,
+    DataCommitted,
+    TrainingRequested,
+    TrainingStarted,
+    ModelTrained,
+    TrainingFailed,
+    RolloutChanged,
+    PromotionRejected,
+    ApprovalRequested,
+    DriftDetected,
+    EpisodeResolved,
+)
+
+
+def evolve(session: Session, event: Event, message: Message) -> None:
+    if isinstance(event, DataCommitted):
+        data = runs.Data(version=event.version, digest=event.digest, total_rows=event.total_rows)
+        session.merge(store.DatasetRow(name=event.dataset, state=data.model_dump(mode="json")))
+        models = store.models_on(session, event.dataset)
+    else:
+        models = [store.model(session, event.key)]
+    for model in models:
+        after = runs.evolve(model, event, message.id)
+        dataset = after.spec.dataset.name if after.spec else None
+        session.merge(store.ModelRow(name=after.name, dataset=dataset, state=after.model_dump(mode="json")))
+    if isinstance(event, ModelTrained | TrainingFailed):
+        session.merge(store.EndedRow(run=event.run))

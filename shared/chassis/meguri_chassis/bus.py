@@ -1,0 +1,222 @@
+"""Messages to handlers: what is decided is appended, what fails comes back, what cannot succeed is set aside, nothing is lost.
+
+A handler is one of two kinds. A plain `def` decides: it gets the event and a session on the service's tables, and returns
+events. An `async def` acts: it gets the event and the message, and sees to its effects itself. The message is acknowledged
+last, so after a crash anywhere it comes again and gets the same answer.
+"""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from faststream import AckPolicy
+from faststream.nats import JStream, NatsBroker, PullSub
+from faststream.nats.annotations import NatsMessage
+from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.events import Event
+from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+
+from meguri_chassis import telemetry
+from meguri_chassis.deciding import Decider
+from meguri_chassis.log import Message, ce_value, publish
+
+logger = logging.getLogger(__name__)
+
+Refuse = Callable[[Message, PermanentError], Awaitable[None]]
+H = TypeVar("H", bound=Callable[..., Any])
+
+RETRY_DELAYS = (1.0, 5.0, 15.0, 60.0)
+"""Seconds before the second, third … delivery. After these an unexpected error sets the message aside; a TemporaryError,
+whose reason lies outside of the message, goes on at the last delay until the reason is gone."""
+FETCH = 64
+"""Messages a consumer takes at once."""
+FETCH_EXPIRES = 2.0
+"""Seconds a pull request lingers; after a broker restart a consumer is deaf for at most this long."""
+
+
+def hears(*events: type[Event]) -> Callable[[H], H]:
+    """Mark a handler with the events that it hears."""
+
+    def mark(handler: H) -> H:
+        handler.hears = events  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """A durable consumer and who handles what it delivers, each kind by the one handler marked with it.
+
+    `refuse` answers a message that cannot be read or whose handler raised a PermanentError; without it such a message is
+    set aside as a dead letter. A handler that acts may have `together` messages in hand.
+    """
+
+    consumer: Consumer
+    handlers: Sequence[Callable[..., Any]]
+    refuse: Refuse | None = None
+    together: int = FETCH
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def handler(self, event: Event) -> Callable[..., Any]:
+        return next(handler for handler in self.handlers if type(event) in handler.hears)  # type: ignore[attr-defined]
+
+
+class Bus:
+    """Delivers what the service hears."""
+
+    def __init__(self, hearings: Sequence[Hearing], *, decider: Decider | None, continue_trace_max_age: float) -> None:
+        self._hearings = hearings
+        self._decider = decider
+        self._max_age = continue_trace_max_age
+
+    def subscribe(self, broker: NatsBroker, js: Callable[[], JetStreamContext]) -> None:
+        """Bind every hearing to its durable consumer; the broker delivers from its start on."""
+        for hearing in self._hearings:
+            self._subscribe(broker, js, hearing)
+
+    def _subscribe(self, broker: NatsBroker, js: Callable[[], JetStreamContext], hearing: Hearing) -> None:
+        @broker.subscriber(
+            hearing.consumer.subjects[0],
+            stream=JStream(LOG, declare=False),
+            durable=hearing.consumer.name,
+            pull_sub=PullSub(batch_size=hearing.together, timeout=FETCH_EXPIRES),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=_as_it_is,
+            title=hearing.consumer.name,
+        )
+        async def deliver(message: NatsMessage) -> None:
+            await self._deliver(js(), hearing, message.raw_message)  # type: ignore[arg-type]
+
+    async def _deliver(self, js: JetStreamContext, hearing: Hearing, msg: Msg) -> None:
+        message, began = Message.read(msg), time.perf_counter()
+        attributes = {
+            "messaging.consumer.group.name": hearing.consumer.name,
+            "nats.stream.sequence": message.sequence,
+            "nats.deliveries": message.deliveries,
+            "meguri.event.source": message.source,
+        }
+        async with _sign_of_life(msg, hearing.consumer.ack_wait / 3):
+            with telemetry.processing(
+                message.kind,
+                [message.context],
+                journey=message.journey,
+                event_id=message.id,
+                prompt=message.deliveries == 1 and message.age() <= self._max_age,
+                attributes=attributes,
+            ) as span:
+                try:
+                    result = await self._handle(hearing, message)
+                    await msg.ack_sync(timeout=5)
+                except Exception as error:  # noqa: BLE001 - each is answered: later again, or set aside and said so
+                    telemetry.failed(span, error)
+                    result = await self._answer_failure(js, hearing, msg, message, error)
+        telemetry.HANDLED.labels(hearing.consumer.name, message.kind, result).inc()
+        telemetry.HANDLING.labels(hearing.consumer.name, message.kind).observe(time.perf_counter() - began)
+
+    async def _handle(self, hearing: Hearing, message: Message) -> str:
+        try:
+            event = message.event
+            handler = hearing.handler(event)
+            if inspect.iscoroutinefunction(handler):
+                await handler(event, message)
+            else:
+                await self._carry_out(hearing, handler, event, message)
+        except PermanentError as error:
+            if hearing.refuse is None:
+                raise
+            logger.info("refused %s: %s", message.id, error)
+            await hearing.refuse(message, error)
+            return "refused"
+        return "done"
+
+    async def _carry_out(self, hearing: Hearing, handler: Callable[..., Any], event: Event, message: Message) -> None:
+        if self._decider is None:
+            raise TypeError(f"{handler} decides, but the service has no tables to decide on")
+        # In log order: the next decision may rest on this one.
+        async with hearing._one_at_a_time:
+            await self._decider.carry_out(
+                lambda session: handler(event, session),
+                cause=message.id,
+                journey=message.journey,
+                after=message.sequence,
+            )
+
+    async def _answer_failure(
+        self, js: JetStreamContext, hearing: Hearing, msg: Msg, message: Message, error: Exception
+    ) -> str:
+        patient = isinstance(error, TemporaryError | NatsError)
+        retry = not isinstance(error, PermanentError) and (patient or message.deliveries <= len(RETRY_DELAYS))
+        if not retry:
+            return await self._park(js, hearing, msg, message, error)
+        delay = RETRY_DELAYS[min(message.deliveries, len(RETRY_DELAYS)) - 1]
+        log = logger.warning if patient else logger.exception
+        log("%s of %s failed, again in %.0f s: %s", message.kind, message.id, delay, error)
+        await _settle(msg.nak(delay=delay), message)
+        return "retried"
+
+    async def _park(self, js: JetStreamContext, hearing: Hearing, msg: Msg, message: Message, error: Exception) -> str:
+        try:
+            await set_aside(js, hearing.consumer.name, msg, error)
+        except TemporaryError:
+            logger.exception("%s could not be set aside, trying again", message.id)
+            await _settle(msg.nak(delay=RETRY_DELAYS[-1]), message)
+            return "retried"
+        await _settle(msg.ack(), message)
+        return "parked"
+
+
+async def set_aside(js: JetStreamContext, consumer: str, msg: Msg, error: Exception) -> None:
+    """Keep a message as a dead letter of `consumer`, with the reason, once. Raises LogUnavailable."""
+    sequence = msg.metadata.sequence.stream
+    headers = {name: value for name, value in (msg.headers or {}).items() if not name.startswith("Nats-")} | {
+        "Nats-Msg-Id": f"{consumer}:{sequence}",
+        "meguri-consumer": consumer,
+        "meguri-sequence": str(sequence),
+        "meguri-subject": ce_value(msg.subject),
+        "meguri-deliveries": str(msg.metadata.num_delivered),
+        "meguri-reason": ce_value(f"{type(error).__name__}: {error}"[:2000]),
+    }
+    await publish(js, DEAD, f"{DEAD_PREFIX}.{consumer}", msg.data, headers)
+    telemetry.PARKED.labels(consumer).inc()
+    logger.error("message %d on %s set aside as a dead letter: %s", sequence, msg.subject, error)
+
+
+async def _settle(answer: Awaitable[None], message: Message) -> None:
+    try:
+        await answer
+    except NatsError as error:
+        # The broker hears nothing and delivers again after ack_wait; every effect is idempotent.
+        logger.warning("no answer for %s reached the broker: %r", message.id, error)
+
+
+async def _as_it_is(message: Any) -> bytes:
+    """The body is read by `Message`, which knows the three forms of a CloudEvent, and says what is wrong with it."""
+    return bytes(message.body)
+
+
+@asynccontextmanager
+async def _sign_of_life(msg: Msg, every: float) -> AsyncIterator[None]:
+    """Tell the broker every so many seconds that the message is being worked on."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await msg.in_progress()
+            except NatsError as error:
+                logger.warning("no sign of life reached the broker: %r", error)
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()

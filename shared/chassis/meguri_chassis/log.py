@@ -1,0 +1,286 @@
+"""The event log: how events stand on the wire (CloudEvents 1.0 over NATS) and how they are appended.
+
+Binary mode is written; binary, structured and bare JSON are read (CloudEvents NATS protocol binding).
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Self
+from urllib.parse import quote, unquote
+
+from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
+from meguri_contracts.events import BY_KIND, BY_TYPE, Event
+from meguri_contracts.names import NAME_PATTERN, is_name
+from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import PubAck
+from nats.js.errors import APIError
+from opentelemetry import propagate
+from pydantic import ValidationError
+
+from meguri_chassis import telemetry
+
+logger = logging.getLogger(__name__)
+
+APPEND_TIMEOUT = 5.0
+"""Seconds to wait for the broker's word that an event is on disk."""
+APPEND_PATIENCE = 30.0
+"""Seconds over which an append is tried again, with the same id, before it is given up as a TemporaryError."""
+WRONG_LAST_SEQUENCE = 10071
+"""The broker's error code for an append that expected another last sequence."""
+_CE_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+class LogUnavailable(TemporaryError):
+    """The log took no append for a while."""
+
+
+class MovedOn(TemporaryError):
+    """The key has events newer than the state that was decided on: decide again."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of the log as it was read: attributes first, the event when asked for."""
+
+    sequence: int
+    kind: str
+    key: str
+    id: str
+    source: str
+    time: datetime
+    journey: str
+    headers: Mapping[str, str]
+    body: bytes
+    deliveries: int = 1
+
+    @classmethod
+    def read(cls, msg: Msg) -> Self:
+        """Read the attributes off a JetStream message. What is missing is filled in, so this never fails."""
+        metadata = msg.metadata
+        return cls.of(
+            msg.subject,
+            msg.headers or {},
+            msg.data,
+            metadata.sequence.stream,
+            metadata.timestamp,
+            metadata.num_delivered,
+        )
+
+    @classmethod
+    def of(
+        cls, subject: str, headers: Mapping[str, str], body: bytes, sequence: int, time: datetime, deliveries: int = 1
+    ) -> Self:
+        kind, _, key = subject.removeprefix(f"{EVENT_PREFIX}.").partition(".")
+        attributes = _attributes(headers, body)
+        id_ = attributes.get("id") or headers.get("Nats-Msg-Id") or _filled_in_id(sequence)
+        return cls(
+            sequence=sequence,
+            kind=kind,
+            key=key,
+            id=id_,
+            source=attributes.get("source") or _producer(body) or "unknown",
+            time=_time(attributes.get("time")) or time,
+            journey=attributes.get("journeyid") or id_,
+            headers=headers,
+            body=body,
+            deliveries=deliveries,
+        )
+
+    @property
+    def has_own_id(self) -> bool:
+        """Whether the sender gave the event its id."""
+        return self.id != _filled_in_id(self.sequence)
+
+    @cached_property
+    def event(self) -> Event:
+        """The event. Raises Malformed or TooLarge with the reason."""
+        if not is_name(self.key):
+            raise Malformed(f"the subject ends in {self.key!r}, which is no name: it must match {NAME_PATTERN}")
+        expected = BY_KIND.get(self.kind)
+        if expected is None:
+            raise Malformed(f"{self.kind!r} is no kind of event; known are {', '.join(sorted(BY_KIND))}")
+        if len(self.body) > MAX_INLINE_BYTES:
+            raise TooLarge(
+                f"the event has {len(self.body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: "
+                "put the rows into a file and send its uri"
+            )
+        stated = _attributes(self.headers, self.body).get("type")
+        if stated and BY_TYPE.get(stated) is not expected:
+            raise Malformed(f"type {stated!r} is not known for subject {self.kind!r}; expected {expected.type!r}")
+        return _event(expected, self.key, self.body)
+
+    def age(self) -> float:
+        """Seconds since the event was said."""
+        return (datetime.now(UTC) - self.time).total_seconds()
+
+    @property
+    def context(self) -> dict[str, str]:
+        """The W3C trace context that came with the message."""
+        return {name: self.headers[name] for name in ("traceparent", "tracestate") if name in self.headers}
+
+
+def _filled_in_id(sequence: int) -> str:
+    return f"{LOG.lower()}-{sequence}"
+
+
+def _event(expected: type[Event], key: str, body: bytes) -> Event:
+    data = _json_object(body)
+    if "specversion" in data:
+        data = data.get("data")
+        if not isinstance(data, dict):
+            raise Malformed("the structured CloudEvent has no object in 'data'")
+    if data.setdefault(expected.key_field, key) != key:
+        raise Malformed(f"{expected.key_field} is {data[expected.key_field]!r} in the body but {key!r} in the subject")
+    try:
+        return expected.model_validate(data)
+    except ValidationError as error:
+        raise Malformed(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """Say in a line which fields break which rules; the first five."""
+    found = error.errors(include_url=False, include_context=False)
+    said = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg'].removeprefix('Value error, ')}" for e in found]
+    return "; ".join(said[:5]) + (f"; and {len(said) - 5} more" if len(said) > 5 else "")
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the body is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise Malformed(f"the body is a JSON {type(data).__name__}, an object is expected")
+    return data
+
+
+def _attributes(headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    """CloudEvents attributes, from the headers (binary) or from the body (structured)."""
+    binary = {
+        name.lower()[3:]: unquote(value) for name, value in headers.items() if name.lower().startswith("ce-") and value
+    }
+    if binary or len(body) > MAX_INLINE_BYTES:
+        return binary
+    if b'"specversion"' in body:
+        try:
+            return {name: value for name, value in _json_object(body).items() if isinstance(value, str)}
+        except Malformed:
+            return {}
+    return {}
+
+
+def _producer(body: bytes) -> str | None:
+    if b'"producer"' not in body or len(body) > MAX_INLINE_BYTES:
+        return None
+    try:
+        producer = _json_object(body).get("producer")
+    except Malformed:
+        return None
+    return producer if isinstance(producer, str) else None
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
+
+
+class EventLog:
+    """Appends to the log, and knows how: PubAck, same id on every try, trace context of the moment."""
+
+    def __init__(self, js: Callable[[], JetStreamContext], source: str) -> None:
+        self._js = js
+        self._source = source
+
+    async def append(
+        self,
+        event: Event,
+        *,
+        id: str,
+        cause: str,
+        journey: str,
+        causes: Sequence[Mapping[str, str]] = (),
+        expected: int | None = None,
+        source: str | None = None,
+    ) -> int:
+        """Append an event and return its stream sequence, once it is on disk.
+
+        `source` is who says so, this service if not given. `causes` are trace contexts to link to. `expected` is the last sequence that the event's key may have; MovedOn is
+        raised if it has a later one. An id that was appended before is not appended again; its sequence is returned.
+        """
+        with telemetry.publishing(event, id=id, cause=cause, journey=journey, causes=causes) as (span, own_journey):
+            headers = ce_headers(event, id=id, source=source or self._source, time=datetime.now(UTC))
+            headers |= {"ce-journeyid": ce_value(own_journey), "ce-causeid": ce_value(cause)}
+            if expected is not None:
+                headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
+                headers["Nats-Expected-Last-Subject-Sequence-Subject"] = key_subjects(event.key)
+            propagate.inject(headers)
+            ack = await self._publish(subject(event.kind(), event.key), event.model_dump_json().encode(), headers)
+            span.set_attribute("nats.stream.sequence", ack.seq)
+        telemetry.APPENDED.labels(event.kind()).inc()
+        return int(ack.seq)
+
+    async def last_sequence(self) -> int:
+        """Return the sequence of the last event of the log, 0 when it is empty."""
+        try:
+            return int((await self._js().stream_info(LOG)).state.last_seq)
+        except (NatsError, APIError, OSError, TimeoutError) as error:
+            raise LogUnavailable(f"the log does not answer: {error!r}") from error
+
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
+        return await publish(self._js(), LOG, subject, body, headers)
+
+
+def ce_headers(event: Event, *, id: str, source: str, time: datetime) -> dict[str, str]:
+    """The CloudEvents attributes of an event as NATS headers (binary mode), with the id that the broker deduplicates by."""
+    return {
+        "Nats-Msg-Id": ce_value(id),
+        "ce-id": ce_value(id),
+        "ce-source": ce_value(source),
+        "ce-specversion": "1.0",
+        "ce-type": event.type,
+        "ce-subject": ce_value(event.key),
+        "ce-time": time.isoformat().replace("+00:00", "Z"),
+        "ce-datacontenttype": "application/json",
+        "content-type": "application/json",
+    }
+
+
+def ce_value(value: str) -> str:
+    """Percent-encode a header value as the CloudEvents NATS binding asks."""
+    return quote(value, safe=_CE_SAFE)
+
+
+async def publish(
+    js: JetStreamContext, stream: str, subject: str, body: bytes, headers: dict[str, str] | None
+) -> PubAck:
+    """Publish until the broker says that it is on disk, always with the same headers and so the same id.
+
+    Raises MovedOn when the expected last sequence is not the last one, LogUnavailable after APPEND_PATIENCE seconds.
+    """
+    patience, pause = asyncio.get_running_loop().time() + APPEND_PATIENCE, 0.05
+    while True:
+        try:
+            return await js.publish(subject, body, timeout=APPEND_TIMEOUT, stream=stream, headers=headers)
+        except APIError as error:
+            if error.err_code == WRONG_LAST_SEQUENCE:
+                raise MovedOn(f"{subject}: {error.description}") from error
+            reason: Exception = error
+        except (NatsError, OSError, TimeoutError) as error:
+            # The publish may still have arrived; the same id makes the next try harmless.
+            reason = error
+        if asyncio.get_running_loop().time() > patience:
+            raise LogUnavailable(f"no append to {stream} for {APPEND_PATIENCE:.0f} s: {reason!r}") from reason
+        logger.warning("append to %s failed, trying again: %r", stream, reason)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 2.0)

@@ -1,0 +1,152 @@
+"""Events into tables: each event once, in log order, journal and effect in one transaction, whatever dies when.
+
+Every replica reads the log; the position row in the database decides who applies a batch. A replica that comes late
+finds the position moved, skips what is done and goes on from there, so no replica has to be elected or missed.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+
+from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.events import Event
+from meguri_contracts.topology import EVENT_PREFIX, LOG
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from sqlmodel import Session, col, select
+
+from meguri_chassis import telemetry
+from meguri_chassis.log import Message
+from meguri_chassis.reader import Reader
+from meguri_chassis.store import Database, Head, JournalEntry, Position
+
+logger = logging.getLogger(__name__)
+
+Evolve = Callable[[Session, Event, Message], None]
+"""Changes the tables by one event. The only place where they change."""
+
+PAUSE_AT_MOST = 10.0
+"""Seconds between tries to apply a batch that fails."""
+NAME = "log"
+
+
+class Behind(TemporaryError):
+    """The tables have not yet reached the sequence that was asked for."""
+
+
+class Projection:
+    """Keeps a service's tables at the log's present. `hears` are the events that change them."""
+
+    def __init__(self, database: Database, evolve: Evolve, hears: Sequence[type[Event]]) -> None:
+        self._database = database
+        self._evolve = evolve
+        self._hears = {event.kind() for event in hears}
+        self._position = 0
+        self._passed = asyncio.Condition()
+        self._reader: Reader | None = None
+        self.trouble: str | None = None
+        """Why it stands still, in words for an operator; None while all is well."""
+
+    @property
+    def position(self) -> int:
+        """The last stream sequence that the tables contain, as far as this replica knows."""
+        return self._position
+
+    async def run(self, js: Callable[[], JetStreamContext]) -> None:
+        """Follow the log for ever."""
+        self._reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "projection")
+        await self._move_to(await asyncio.to_thread(self._stored_position))
+        async for batch in self._reader.after(lambda: self._position):
+            await self._apply(batch)
+
+    def again(self) -> None:
+        """Begin reading again, after a reconnect."""
+        if self._reader:
+            self._reader.again()
+
+    async def reached(self, sequence: int, timeout: float = 30.0) -> None:
+        """Wait until the tables contain everything up to `sequence`. Raises Behind after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout), self._passed:
+                await self._passed.wait_for(lambda: self._position >= sequence)
+        except TimeoutError as error:
+            why = self.trouble or "the log is being caught up with"
+            raise Behind(f"the tables stand at {self._position}, {sequence} is needed: {why}") from error
+
+    async def _apply(self, batch: Sequence[Msg]) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await self._move_to(await asyncio.to_thread(self._apply_in_one_transaction, batch))
+            except Exception as error:  # noqa: BLE001 - standing still loudly is the only safe answer to any of them
+                self.trouble = (
+                    f"the projection cannot apply the events from {batch[0].metadata.sequence.stream} on: {error}"
+                )
+                logger.exception(self.trouble)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_AT_MOST)
+            else:
+                self.trouble = None
+                return
+
+    def _apply_in_one_transaction(self, batch: Sequence[Msg]) -> int:
+        with self._database.write() as session:
+            row = session.exec(select(Position).where(Position.projection == NAME).with_for_update()).one_or_none()
+            if row is None:
+                row = Position(projection=NAME, sequence=0)
+                session.add(row)
+                session.flush()
+            for msg in batch:
+                message = Message.read(msg)
+                if message.sequence > row.sequence:
+                    self._apply_one(session, message)
+                    row.sequence = message.sequence
+            session.add(row)
+            return row.sequence
+
+    def _apply_one(self, session: Session, message: Message) -> None:
+        session.merge(Head(key=message.key, sequence=message.sequence))
+        if message.kind not in self._hears:
+            return
+        try:
+            event = message.event
+        except PermanentError as error:
+            # Whoever hears it sets it aside with this reason; the tables only have to get past it.
+            logger.info("event %s at %d changes no table: %s", message.id, message.sequence, error)
+            return
+        session.add(
+            JournalEntry(
+                sequence=message.sequence,
+                event_id=message.id,
+                kind=message.kind,
+                key=message.key,
+                time=message.time,
+                headers=json.dumps(dict(message.headers)),
+                body=message.body,
+            )
+        )
+        self._evolve(session, event, message)
+
+    def _stored_position(self) -> int:
+        with self._database.read() as session:
+            row = session.get(Position, NAME)
+            return row.sequence if row else 0
+
+    async def _move_to(self, sequence: int) -> None:
+        async with self._passed:
+            self._position = sequence
+            self._passed.notify_all()
+        telemetry.PROJECTED.labels(NAME).set(sequence)
+
+
+def head(session: Session, key: str) -> int:
+    """Return the last sequence of any event of a key; 0 when there is none."""
+    row = session.get(Head, key)
+    return row.sequence if row else 0
+
+
+def recorded(session: Session, event_id: str) -> JournalEntry | None:
+    """Return the applied event with this id, the first if it was heard twice."""
+    query = select(JournalEntry).where(JournalEntry.event_id == event_id).order_by(col(JournalEntry.sequence))
+    return session.exec(query).first()

@@ -1,0 +1,168 @@
+"""A service's own database: SQLite or PostgreSQL with the same code, migrated at start, written by its projection only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.operations import Operations
+from meguri_contracts.errors import TemporaryError
+from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc
+from sqlalchemy.dialects import sqlite
+from sqlmodel import Field, Session, SQLModel, create_engine
+from sqlmodel.sql.sqltypes import AutoString
+
+BIG = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+"""64 bits on both databases; stream sequences and byte counts need them."""
+
+_WRITE_SQLITE = {"meguri_write": True}
+_WRITE_POSTGRESQL = {"isolation_level": "READ COMMITTED"}
+"""A writer locks its position row first, and must then see what the writer before it committed."""
+
+_MIGRATION_LOCK = 0x6D656775
+"""Key of the PostgreSQL advisory lock that lets one replica migrate at a time."""
+
+
+class StoreUnavailable(TemporaryError):
+    """The database does not answer."""
+
+
+class Position(SQLModel, table=True):
+    """How far a projection has come: the last stream sequence that it applied."""
+
+    __tablename__ = "log_position"
+
+    projection: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BIG, nullable=False))
+
+
+class Head(SQLModel, table=True):
+    """The last sequence of any event of a key: what an append for that key expects."""
+
+    __tablename__ = "log_head"
+
+    key: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BIG, nullable=False))
+
+
+class JournalEntry(SQLModel, table=True):
+    """An applied event, verbatim."""
+
+    __tablename__ = "log_journal"
+
+    sequence: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    event_id: str = Field(index=True)
+    kind: str = Field(index=True)
+    key: str
+    time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    headers: str
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+def create_log_tables(op: Operations) -> None:
+    """Create the tables of this module; the first migration of each service calls it."""
+    op.create_table(
+        "log_position",
+        Column("projection", AutoString(), primary_key=True),
+        Column("sequence", BIG, nullable=False),
+    )
+    op.create_table("log_head", Column("key", AutoString(), primary_key=True), Column("sequence", BIG, nullable=False))
+    op.create_table(
+        "log_journal",
+        Column("sequence", BIG, primary_key=True, autoincrement=False),
+        Column("event_id", AutoString(), nullable=False),
+        Column("kind", AutoString(), nullable=False),
+        Column("key", AutoString(), nullable=False),
+        Column("time", DateTime(timezone=True), nullable=False),
+        Column("headers", AutoString(), nullable=False),
+        Column("body", LargeBinary, nullable=False),
+    )
+    op.create_index("ix_log_journal_event_id", "log_journal", ["event_id"])
+    op.create_index("ix_log_journal_kind", "log_journal", ["kind"])
+
+
+class Database:
+    """Sessions on one database. `migrations` is the folder of the service's Alembic versions."""
+
+    def __init__(self, url: str, migrations: Path) -> None:
+        self.url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        self.migrations = migrations
+        self.engine = _engine(self.url)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees one moment of the database, from its first query to its end."""
+        with _translated(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that writes: committed at the end, rolled back on an error, one writer at a time on SQLite."""
+        with _translated(), Session(self.engine, expire_on_commit=False) as session:
+            session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
+            yield session
+            session.commit()
+
+    def migrate(self) -> None:
+        """Bring the tables up to date. Replicas that start together wait for each other."""
+        with _translated():
+            if self.is_sqlite and (path := self.engine.url.database):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with self.engine.connect().execution_options(meguri_write=True) as connection:
+                if not self.is_sqlite:
+                    connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                command.upgrade(self.alembic(connection), "head")
+                connection.commit()
+
+    def alembic(self, connection: sqlalchemy.Connection) -> Config:
+        """Return the Alembic configuration for this database on an open connection."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("version_locations", str(self.migrations))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        return config
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def utc(time: datetime) -> datetime:
+    """Give a time read from SQLite, which keeps no time zone, its UTC back."""
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError) as error:
+        raise StoreUnavailable(f"the database does not answer: {error.orig}") from error
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ")
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: Any, _: Any) -> None:
+        # The driver would begin transactions at the first write only, so that reads would see no snapshot.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sqlalchemy.Connection) -> None:
+        write = connection.get_execution_options().get("meguri_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine

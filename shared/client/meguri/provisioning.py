@@ -1,0 +1,106 @@
+"""Creates or updates the streams and consumers of the topology. The only place that does; run it before each rollout."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import nats
+from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, Consumer, Stream
+from nats.errors import Error as NatsError
+from nats.errors import NoServersError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+T = TypeVar("T")
+
+READY_WITHIN = 30.0
+"""Seconds to wait for a broker that is just starting."""
+
+
+class BrokerAway(Exception):
+    """No broker answers at the address."""
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """What was done for one stream or consumer: created, updated or kept."""
+
+    what: str
+    name: str
+    done: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+async def provision(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
+    """Create or update everything the services need. Idempotent. Raises BrokerAway."""
+    client = await _patiently(lambda: nats.connect(nats_url.split(","), connect_timeout=2, allow_reconnect=False))
+    try:
+        js = client.jetstream(timeout=10)
+        # JetStream answers a moment after the broker does.
+        await _patiently(js.account_info)
+        streams = [await _stream(js, stream, replicas) for stream in STREAMS]
+        return streams + [await _consumer(js, consumer) for consumer in CONSUMERS]
+    finally:
+        await client.close()
+
+
+async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
+    until = asyncio.get_running_loop().time() + READY_WITHIN
+    while True:
+        try:
+            return await step()
+        except (NatsError, NoServersError, OSError, TimeoutError) as error:
+            if asyncio.get_running_loop().time() > until:
+                raise BrokerAway(f"no broker answered within {READY_WITHIN:.0f} s: {error!r}") from error
+            await asyncio.sleep(0.1)
+
+
+async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Provisioned:
+    config = StreamConfig(
+        name=stream.name,
+        subjects=list(stream.subjects),
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        max_age=stream.max_age,
+        max_bytes=stream.max_bytes,
+        duplicate_window=stream.duplicate_window,
+        num_replicas=replicas,
+        deny_delete=stream.name == LOG,
+    )
+    try:
+        have = (await js.stream_info(stream.name)).config
+    except NotFoundError:
+        await js.add_stream(config)
+        return Provisioned("stream", stream.name, "created")
+    same = all(getattr(have, name) == value for name, value in vars(config).items() if value is not None)
+    if not same:
+        await js.update_stream(config)
+    return Provisioned("stream", stream.name, "kept" if same else "updated")
+
+
+async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:
+    config = ConsumerConfig(
+        durable_name=consumer.name,
+        name=consumer.name,
+        filter_subjects=list(consumer.subjects),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=consumer.ack_wait,
+        max_ack_pending=consumer.max_ack_pending,
+        max_deliver=-1,
+    )
+    try:
+        have = (await js.consumer_info(LOG, consumer.name)).config
+    except NotFoundError:
+        await js.add_consumer(LOG, config)
+        return Provisioned("consumer", consumer.name, "created")
+    subjects = set(have.filter_subjects or [have.filter_subject])
+    same = subjects == set(consumer.subjects) and all(
+        getattr(have, name) == getattr(config, name) for name in ("ack_wait", "max_ack_pending", "max_deliver")
+    )
+    if not same:
+        await js.add_consumer(LOG, config)
+    return Provisioned("consumer", consumer.name, "kept" if same else "updated")

@@ -1,0 +1,179 @@
+"""The model spec: one YAML page that says what to train on what, when, and what is good enough to serve."""
+
+import re
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from meguri_contracts.gates import Gate, parse_gate
+from meguri_contracts.names import DatasetName, ModelName
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_COLUMNS = 10_000
+RESERVED = "_"
+"""Column names with this prefix belong to ingest: `_event`, `_producer`, `_arrived`."""
+
+
+PREDICTION_COLUMNS = frozenset(
+    "prediction_id time model version producer trace_id sequence label probability prediction".split()
+)
+"""What is kept of a prediction beside its features, which therefore may not be called so."""
+
+
+class ColumnType(StrEnum):
+    number = "number"
+    integer = "integer"
+    string = "string"
+    boolean = "boolean"
+    timestamp = "timestamp"
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Spec):
+    """Type and checks of one column. A row that breaks a check is quarantined with the reason."""
+
+    type: ColumnType
+    nullable: bool = False
+    min: float | None = None
+    max: float | None = None
+    values: tuple[int | float | str | bool, ...] | None = None
+    """The only values allowed, when given."""
+    unique: bool = False
+    """Whether a value may stand only once in a batch."""
+
+    @model_validator(mode="after")
+    def _range_needs_numbers(self) -> Self:
+        if (self.min is not None or self.max is not None) and self.type not in (ColumnType.number, ColumnType.integer):
+            raise ValueError(f"min and max need a number or integer column, not {self.type}")
+        return self
+
+
+class Dataset(_Spec):
+    """Columns that arrive. `pixel_{0..63}` stands for 64 columns."""
+
+    name: DatasetName
+    columns: dict[str, Column] = Field(min_length=1)
+    max_bad_share: float = Field(default=0.5, ge=0, le=1)
+    """A batch with a larger share of bad rows is rejected whole; up to it, bad rows are quarantined."""
+
+    @field_validator("columns", mode="after")
+    @classmethod
+    def _expand_ranges(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        expanded = {name: column for pattern, column in columns.items() for name in expand(pattern)}
+        if len(expanded) > MAX_COLUMNS:
+            raise ValueError(f"{len(expanded)} columns, at most {MAX_COLUMNS} are allowed")
+        if reserved := sorted(n for n in expanded if n.startswith(RESERVED) or not n):
+            raise ValueError(f"column names may not be empty or begin with '{RESERVED}': {reserved[0]!r}")
+        return expanded
+
+
+class Estimator(_Spec):
+    """A scikit-learn estimator from the allow-list of training, with its parameters."""
+
+    name: str = Field(examples=["RandomForestClassifier"])
+    params: dict[str, Any] = {}
+    scale: bool = False
+    """Whether a StandardScaler goes first."""
+
+
+class Validation(_Spec):
+    holdout: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the rows kept out of training, chosen by row hash: a row stays on its side for ever."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class Retrain(_Spec):
+    """When to train again, beside a request."""
+
+    rows: int | None = Field(default=1, gt=0)
+    """New rows since the last run that are enough for a run; null: new rows alone are no reason."""
+    drift: bool = True
+    """Whether drift makes the next new rows enough, however few."""
+
+
+class Monitor(_Spec):
+    """When live features no longer look like the reference. The defaults stay quiet while means wander a little."""
+
+    window_rows: int = Field(default=500, ge=50, le=1_000_000)
+    """Predictions that make a window. Smaller reacts sooner and sees only larger shifts."""
+    min_rows: int = Field(default=200, ge=20)
+    """Rows needed on both sides before a verdict is given."""
+    p_value: float = Field(default=0.001, gt=0, lt=1)
+    """Significance of the Kolmogorov-Smirnov test, divided by the number of features."""
+    distance: float = Field(default=0.1, ge=0)
+    """Least effect: KS distance, or Wasserstein distance in standard deviations of the reference."""
+    windows: int = Field(default=2, ge=1, le=100)
+    """Windows in a row that must agree before an episode begins or ends."""
+
+    @model_validator(mode="after")
+    def _window_can_be_judged(self) -> Self:
+        if self.window_rows < self.min_rows:
+            raise ValueError(
+                f"window_rows {self.window_rows} is below min_rows {self.min_rows}: no window could be judged"
+            )
+        return self
+
+
+class ModelSpec(_Spec):
+    """Everything meguri needs to know to keep one model trained, judged, served and watched."""
+
+    model: ModelName
+    task: Literal["classification", "regression"]
+    dataset: Dataset
+    features: tuple[str, ...] | None = None
+    """Columns that the model sees, ranges allowed; all but the target when left out."""
+    target: str
+    estimator: Estimator
+    validation: Validation = Validation()
+    gate: Gate
+    retrain: Retrain = Retrain()
+    monitor: Monitor = Monitor()
+
+    @model_validator(mode="after")
+    def _columns_exist(self) -> Self:
+        columns = self.dataset.columns
+        if missing := [n for n in (*self.feature_names, self.target) if n not in columns]:
+            raise ValueError(f"{missing[0]!r} is not a column of dataset {self.dataset.name!r}")
+        if self.target in self.feature_names:
+            raise ValueError(f"the target {self.target!r} is also a feature")
+        if taken := sorted(PREDICTION_COLUMNS & set(self.feature_names)):
+            raise ValueError(f"feature {taken[0]!r} is called like a column that every prediction has; rename it")
+        if not self.feature_names:
+            raise ValueError("a model needs at least one feature")
+        if unusable := [n for n in self.feature_names if columns[n].type in (ColumnType.string, ColumnType.timestamp)]:
+            raise ValueError(f"feature {unusable[0]!r}: only number, integer and boolean columns can be features yet")
+        known = METRICS[self.task]
+        if unknown := [m for rule in parse_gate(self.gate) for m in rule.metrics if m not in known]:
+            raise ValueError(f"gate: {unknown[0]!r} is no metric of a {self.task}; known are {', '.join(known)}")
+        return self
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features in their order, ranges expanded."""
+        if self.features is None:
+            return tuple(name for name in self.dataset.columns if name != self.target)
+        return tuple(name for pattern in self.features for name in expand(pattern))
+
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "balanced_accuracy", "f1_macro", "log_loss"),
+    "regression": ("mae", "rmse", "r2"),
+}
+"""What training measures on the hold-out, and gates may therefore name."""
+
+
+def expand(pattern: str) -> list[str]:
+    """Return the names that a pattern stands for: `p_{0..2}` is p_0, p_1, p_2; ranges may be several."""
+    match = _RANGE.search(pattern)
+    if not match:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if last < first or last - first >= MAX_COLUMNS:
+        raise ValueError(f"{pattern!r}: the range must rise and stand for at most {MAX_COLUMNS} names")
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [name for i in range(first, last + 1) for name in expand(f"{before}{i}{after}")]

@@ -1,0 +1,179 @@
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from threading import Barrier
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from meguri_contracts.errors import Invalid, Malformed
+from meguri_monitoring import predictions
+from meguri_monitoring.predictions import TableBusy, append, find, read
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def table(ids, version=1, producers=None, **features) -> pa.Table:
+    n = len(ids)
+    features = features or {"x": [float(i) for i in range(n)], "y": [0.5] * n}
+    return pa.table(
+        {
+            "prediction_id": list(ids),
+            "time": pa.array([NOON + timedelta(seconds=i) for i in range(n)], pa.timestamp("us", "UTC")),
+            "model": ["digits"] * n,
+            "version": version if isinstance(version, list) else [version] * n,
+            "producer": producers or ["scanner-a"] * n,
+            "trace_id": ["4bf92f3577b34da6a3ce929d0e0e4736"] * n,
+            **features,
+            "label": ["7"] * n,
+            "probability": [0.9] * n,
+        }
+    )
+
+
+def sent(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def batches(ids, sequence, **more):
+    return read(sent(table(ids, **more)), sequence)
+
+
+def rows_of(uri) -> pl.DataFrame:
+    return pl.read_delta(str(uri))
+
+
+def test_a_message_becomes_the_rows_that_were_predicted():
+    (batch,) = batches(["a", "b:0", "b:1"], 42, producers=["p", "q", "p"])
+
+    assert (batch.model, batch.version, batch.sequence) == ("digits", 1, 42)
+    assert batch.features == ("x", "y")
+    assert batch.rows.tolist() == [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5]]
+    assert batch.ids == ("a", "b:0", "b:1")
+    assert batch.producers == ("p", "q", "p")
+    assert batch.frame["sequence"].to_list() == [42] * 3
+
+
+def test_a_message_of_two_versions_becomes_a_batch_of_each():
+    batch_1, batch_2 = batches(["a", "b", "c"], 1, version=[1, 2, 1])
+
+    assert (batch_1.version, batch_1.ids) == (1, ("a", "c"))
+    assert (batch_2.version, batch_2.ids) == (2, ("b",))
+    assert batch_2.rows.tolist() == [[1.0, 0.5]]
+
+
+def test_a_regression_is_read_as_well():
+    rows = table(["a"]).drop_columns(["label", "probability"]).append_column("prediction", [[1.5]])
+    (batch,) = read(sent(rows), 1)
+
+    assert batch.features == ("x", "y")
+    assert batch.frame["prediction"].to_list() == [1.5]
+
+
+def test_narrow_types_and_dictionaries_are_read_and_missing_values_are_nan():
+    rows = table(["a", "b"], x=pa.array([1.5, None], pa.float32()), y=pa.array([1, 2], pa.int16()))
+    rows = rows.set_column(2, "model", rows["model"].dictionary_encode())
+    rows = rows.set_column(3, "version", rows["version"].cast(pa.int32()))
+    (batch,) = read(sent(rows), 1)
+
+    assert batch.rows.dtype == np.float64
+    assert batch.rows[0].tolist() == [1.5, 1.0]
+    assert np.isnan(batch.rows[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (table(["a"]).drop_columns(["probability"]), "predictions are prediction_id"),
+        (table(["a"]).drop_columns(["time"]), "predictions are prediction_id"),
+        (table(["a"]).drop_columns(["x", "y"]), "predictions are prediction_id"),
+        (table(["a"], sequence=[1.0]), "'sequence' cannot be a feature"),
+        (table(["a"], x=["nine"]), "wrong type"),
+        (table([None]), "'prediction_id' is empty in 1"),
+    ],
+)
+def test_other_columns_are_malformed(rows, reason):
+    with pytest.raises(Malformed, match=reason):
+        read(sent(rows), 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing", sent(table(["a"]))[:200]])
+def test_what_is_no_arrow_stream_is_malformed(data):
+    with pytest.raises(Malformed, match="not an Arrow IPC stream"):
+        read(data, 1)
+
+
+def test_predictions_are_in_the_table_as_they_were_sent(tmp_path):
+    (batch,) = batches(["a", "b"], 7)
+
+    assert append(str(tmp_path), [batch]) == 2
+    assert rows_of(tmp_path).equals(batch.frame)
+
+
+def test_messages_that_come_again_change_nothing_however_they_are_grouped(tmp_path):
+    one, two, three = (batches([f"{i}"], sequence=i)[0] for i in (1, 2, 3))
+
+    assert append(str(tmp_path), [one, two]) == 2
+    assert append(str(tmp_path), [one, two]) == 0
+    assert append(str(tmp_path), [one, two, three]) == 1
+    assert append(str(tmp_path), []) == 0
+    assert sorted(rows_of(tmp_path)["prediction_id"]) == ["1", "2", "3"]
+
+
+def test_writers_that_race_with_the_same_message_write_it_once(tmp_path):
+    append(str(tmp_path), batches(["a"], 1))
+    message = batches(["b", "c"], 2)
+    start = Barrier(4)
+
+    def write(_) -> int:
+        start.wait()
+        try:
+            return append(str(tmp_path), message)
+        except TableBusy:
+            return 0
+
+    with ThreadPoolExecutor(4) as writers:
+        written = sum(writers.map(write, range(4)))
+
+    assert written == 2
+    assert sorted(rows_of(tmp_path)["prediction_id"]) == ["a", "b", "c"]
+
+
+def test_many_appends_leave_few_files_and_still_know_what_came(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "COMPACT_EVERY", 5)
+    for sequence in range(1, 13):
+        append(str(tmp_path), batches([f"{sequence}"], sequence))
+
+    assert len(DeltaTable(str(tmp_path)).file_uris()) < 6
+    assert sorted(rows_of(tmp_path)["sequence"]) == list(range(1, 13))
+    assert append(str(tmp_path), batches(["12"], 12)) == 0
+
+
+def test_columns_that_are_not_those_of_the_table_are_refused_and_named(tmp_path):
+    append(str(tmp_path), batches(["a"], 1))
+
+    with pytest.raises(Invalid, match="column 'z' is Float64 in predictions and None in their table"):
+        append(str(tmp_path), batches(["b"], 2, x=[1.0], y=[1.0], z=[1.0]))
+    assert rows_of(tmp_path)["prediction_id"].to_list() == ["a"]
+
+
+def test_a_prediction_is_found_by_its_id_and_by_that_of_its_request(tmp_path):
+    append(str(tmp_path), batches(["a", *(f"b:{i}" for i in range(12)), "b:x:0", "bb:0", "c.*:0"], 1))
+
+    assert find(str(tmp_path), "a")["prediction_id"] == "a"
+    assert find(str(tmp_path), "b:11")["x"] == 12.0
+    assert find(str(tmp_path), "b")["prediction_id"] == "b:0"
+    assert find(str(tmp_path), "b:x")["prediction_id"] == "b:x:0"
+    assert find(str(tmp_path), "c.*")["prediction_id"] == "c.*:0"
+    assert find(str(tmp_path), "a")["time"] == NOON
+
+
+def test_a_prediction_that_is_nowhere_is_none(tmp_path):
+    assert find(str(tmp_path / "no-table"), "a") is None
+    append(str(tmp_path), batches(["a", "b:0"], 1))
+
+    assert [find(str(tmp_path), one) for one in ("z", "", "b:", "b:1", ":0")] == [None] * 5

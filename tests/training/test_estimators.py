@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from meguri_contracts.errors import Invalid
+from meguri_contracts.spec import Estimator
+from meguri_training import estimators
+from sklearn.svm import SVC
+
+ROWS = np.array([[0.1, 1.0], [0.2, 0.0], [0.9, 1.0], [1.1, 0.0]])
+LABELS = np.array([0, 0, 1, 1])
+
+
+def test_parameters_and_seed_reach_the_estimator():
+    model = estimators.build(
+        Estimator(name="RandomForestClassifier", params={"n_estimators": 7}), "classification", seed=3
+    )
+
+    assert (model.n_estimators, model.random_state) == (7, 3)
+
+
+def test_an_estimator_without_randomness_gets_no_seed():
+    assert (
+        estimators.build(Estimator(name="GaussianNB"), "classification", seed=3).fit(ROWS, LABELS).score(ROWS, LABELS)
+        == 1
+    )
+
+
+def test_scale_puts_a_scaler_first():
+    model = estimators.build(Estimator(name="LogisticRegression", scale=True), "classification", seed=0).fit(
+        ROWS, LABELS
+    )
+
+    assert np.allclose(model[0].transform(ROWS).mean(axis=0), 0)
+
+
+def test_svc_gives_probabilities():
+    rows, labels = np.repeat(ROWS, 5, axis=0), np.repeat(LABELS, 5)
+    model = estimators.build(Estimator(name="SVC", params={"C": 3.0}), "classification", seed=0).fit(rows, labels)
+
+    assert model.predict_proba(rows).shape == (20, 2)
+    assert isinstance(model.estimator, SVC)
+    assert model.estimator.C == 3.0
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [(task, name) for task, known in estimators.KNOWN.items() for name in sorted(known)]
+)
+def test_every_name_on_the_list_can_be_built_for_its_task_only(task, name):
+    other = "regression" if task == "classification" else "classification"
+
+    assert hasattr(estimators.build(Estimator(name=name), task, seed=0), "fit")
+    with pytest.raises(Invalid, match=f"{name} is for {task}; for {other} there are"):
+        estimators.build(Estimator(name=name), other, seed=0)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(Invalid, match=r"'KMeans' is unknown.*GaussianNB.*RandomForestClassifier"):
+        estimators.build(Estimator(name="KMeans"), "classification", seed=0)
+
+
+def test_an_unknown_parameter_is_answered_with_the_known_ones():
+    with pytest.raises(Invalid, match="Ridge has no 'alhpa'; it has alpha,"):
+        estimators.build(Estimator(name="Ridge", params={"alhpa": 1}), "regression", seed=0)
+
+
+@pytest.mark.parametrize("name", ["n_jobs", "random_state"])
+def test_what_the_platform_decides_cannot_be_a_parameter(name):
+    with pytest.raises(Invalid, match=f"{name} cannot be set"):
+        estimators.build(Estimator(name="RandomForestClassifier", params={name: 2}), "classification", seed=0)
+
+
+@pytest.mark.parametrize("value", [print, SVC(), [SVC()], {"a": [print]}, {None: 1}, b"bytes", {1, 2}])
+def test_a_parameter_that_is_no_plain_value_is_refused(value):
+    with pytest.raises(Invalid, match="C is not a number, text, list or mapping"):
+        estimators.build(Estimator(name="SVC", params={"C": value}), "classification", seed=0)
+
+
+def test_trees_refuse_to_be_scaled():
+    with pytest.raises(Invalid, match="scaling changes nothing"):
+        estimators.build(Estimator(name="DecisionTreeRegressor", scale=True), "regression", seed=0)
+
+
+def test_trees_see_singles_and_the_others_doubles():
+    assert estimators.as_input(Estimator(name="ExtraTreesRegressor"), ROWS).dtype == np.float32
+    assert estimators.as_input(Estimator(name="Ridge"), ROWS).dtype == np.float64
