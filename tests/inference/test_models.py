@@ -48,4 +48,4 @@ async def test_a_request_in_hand_finishes_on_the_version_it_began_with(iris):
     assert models.swap("iris", new := next_version(iris).load()) is old
 
     assert models.get("iris") is new
-    assert (await answer)[0].tolist() == [0]
+    assert (await answer).outputs[0].tolist() == [0]

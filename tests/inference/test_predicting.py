@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 import numpy as np
 import onnx
@@ -53,13 +54,18 @@ async def test_each_of_many_callers_gets_the_answer_to_its_own_rows(which, reque
 
     answers = await asyncio.gather(*(model.predict(x) for x in questions))
 
-    for x, (label, probabilities) in zip(questions, answers, strict=True):
+    for x, answer in zip(questions, answers, strict=True):
+        label, probabilities = answer.outputs
         assert label.tolist() == fitted.estimator.predict(x).tolist()
         np.testing.assert_allclose(probabilities, fitted.estimator.predict_proba(x), atol=1e-5)
+        assert [json.loads(b"[%b]" % text) for text in answer.texts] == [
+            label.tolist(),
+            [json.loads(str(value)) for value in probabilities.ravel()],
+        ]
 
 
 async def test_a_regressor_answers_as_scikit_learn_does(ridge):
-    (prediction,) = await ridge.load().predict(ridge.x[:50])
+    (prediction,) = (await ridge.load().predict(ridge.x[:50])).outputs
 
     np.testing.assert_allclose(prediction.reshape(-1), ridge.estimator.predict(ridge.x[:50]), rtol=1e-9)
 
@@ -70,8 +76,8 @@ async def test_what_arrives_in_one_turn_of_the_loop_is_computed_together(iris):
     first, second = await asyncio.gather(model.predict(iris.x[:1]), model.predict(iris.x[1:3]))
     later = await model.predict(iris.x[:1])
 
-    assert first[1].base is second[1].base
-    assert later[1].base is not first[1].base
+    assert first.outputs[1].base is second.outputs[1].base
+    assert later.outputs[1].base is not first.outputs[1].base
 
 
 async def test_the_loop_turns_while_many_rows_are_computed(forest):
@@ -84,7 +90,7 @@ async def test_the_loop_turns_while_many_rows_are_computed(forest):
         await asyncio.sleep(0)
 
     assert turns > 20
-    assert len(answer.result()[0]) == 6000
+    assert len(answer.result().outputs[0]) == 6000
 
 
 async def test_a_model_that_has_become_slow_leaves_the_loop_even_for_one_row(forest):
@@ -96,9 +102,9 @@ async def test_a_model_that_has_become_slow_leaves_the_loop_even_for_one_row(for
     assert not answers[0].done()
     answers.append(model.predict(forest.x[50:51]))
 
-    (first, _), (second, _) = await asyncio.gather(*answers)
+    labels = [answer.outputs[0][0] for answer in await asyncio.gather(*answers)]
 
-    assert [first[0], second[0]] == forest.estimator.predict(forest.x[[0, 50]]).tolist()
+    assert labels == forest.estimator.predict(forest.x[[0, 50]]).tolist()
 
 
 @pytest.mark.parametrize("bad", [99, 2], ids=["the call fails", "the answer is not a number"])
@@ -110,7 +116,12 @@ async def test_rows_without_an_answer_spoil_nobody_elses(picky, bad):
     )
 
     assert isinstance(answers[2], NoAnswer)
-    assert [answer[0].tolist() for answer in answers if not isinstance(answer, NoAnswer)] == [[10], [11], [11], [10]]
+    assert [answer.outputs[0].tolist() for answer in answers if not isinstance(answer, NoAnswer)] == [
+        [10],
+        [11],
+        [11],
+        [10],
+    ]
 
 
 async def test_a_caller_that_was_cancelled_does_not_hurt_the_others(iris):
@@ -118,7 +129,7 @@ async def test_a_caller_that_was_cancelled_does_not_hurt_the_others(iris):
     gone, there = model.predict(iris.x[:1]), model.predict(iris.x[:1])
     gone.cancel()
 
-    assert (await there)[0].tolist() == [0]
+    assert (await there).outputs[0].tolist() == [0]
 
 
 def unservable(deployed: Deployed, onnx_bytes: bytes) -> str:

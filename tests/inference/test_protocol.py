@@ -104,7 +104,7 @@ def test_a_bad_value_is_named_by_row_and_feature_flat_and_nested(codec):
         (body([1, 0, 1, 0], datatype="BOOL"), "Expected `bool`"),
         (body(ROW, name="y"), "input 'y' is not known"),
         (b'{"inputs":[]}', "0 inputs"),
-        (b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP64"}]}', "has no data"),
+        (b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP64"}]}', "missing required field `data`"),
         (b"{}", "inputs"),
         (b"[]", "Expected `object`"),
         (b"", "the body is not a V2 inference request"),
@@ -145,7 +145,8 @@ def test_all_outputs_are_given_when_none_is_named(codec):
 def test_an_answer_carries_ids_version_shapes_and_flat_data(codec):
     outputs = [np.array([2, 0]), np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])]
 
-    answer = json.loads(codec.encode(outputs, (0, 1), prediction_id="p1", trace_id="t1", client_id='a "quoted" id'))
+    told = {"prediction_id": "p1", "trace_id": "t1", "client_id": 'a "quoted" id'}
+    answer = json.loads(codec.encode(codec.write(outputs), 2, (0, 1), **told))
 
     assert answer == {
         "model_name": "iris",
@@ -160,24 +161,40 @@ def test_an_answer_carries_ids_version_shapes_and_flat_data(codec):
 
 
 def test_without_an_id_of_the_client_the_prediction_id_stands_in_its_place(codec):
-    answer = json.loads(codec.encode([np.array([1])], (0,), prediction_id="p1", trace_id="", client_id=None))
+    answer = json.loads(codec.encode([b"1", b"0,1,0"], 1, (0,), prediction_id="p1", trace_id="", client_id=None))
 
     assert answer["id"] == "p1"
 
 
-def test_single_precision_is_written_in_its_shortest_form(narrow):
-    outputs = [np.array([0]), np.array([[0.1, 0.2, 0.7]], np.float32)]
+def test_outputs_are_given_in_the_order_in_which_they_were_asked_for(codec):
+    answer = json.loads(codec.encode([b"1", b"0,1,0"], 1, (1, 0), prediction_id="p", trace_id="", client_id=None))
 
-    assert b"[0.1,0.2,0.7]" in narrow.encode(outputs, (1,), prediction_id="p", trace_id="", client_id=None)
+    assert [output["name"] for output in answer["outputs"]] == ["probabilities", "label"]
+
+
+def test_single_precision_is_written_in_its_shortest_form(narrow):
+    assert narrow.write([np.array([0]), np.array([[0.1, 0.2, 0.7]], np.float32)])[1] == b"0.1,0.2,0.7"
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4)])
+def test_rows_written_apart_are_the_whole_written_at_once(codec, shape):
+    values = np.random.default_rng(0).normal(size=shape)
+    outputs = [np.arange(3), values]
+
+    assert [b",".join(rows) for rows in codec.write_rows(outputs)] == codec.write(outputs)
+    assert json.loads(b"[%b]" % codec.write(outputs)[1]) == values.ravel().tolist()
+    assert [len(rows) for rows in codec.write_rows(outputs)] == [3, 3]
 
 
 def test_text_labels_are_written_as_text(flowers):
     codec = Codec("flowers", 1, flowers.deployed.signature)
-    labels = np.array(["setosa", 'virg"inica'], object)
+    labels = np.array(["setosa", 'virg"ini],[ca'], object)
+    outputs = [labels, np.zeros((2, 3))]
 
-    answer = json.loads(codec.encode([labels], (0,), prediction_id="p", trace_id="", client_id=None))
+    answer = json.loads(codec.encode(codec.write(outputs), 2, (0,), prediction_id="p", trace_id="", client_id=None))
 
     assert answer["outputs"][0] == {"name": "label", "datatype": "BYTES", "shape": [2], "data": labels.tolist()}
+    assert [json.loads(text) for text in codec.write_rows(outputs)[0]] == labels.tolist()
 
 
 def test_metadata_names_what_goes_in_and_comes_out(iris):

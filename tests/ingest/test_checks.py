@@ -1,7 +1,7 @@
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,7 +98,7 @@ def test_ranges_include_their_ends():
 
 def test_only_listed_values_pass():
     assert reasons(a("x", "z"), a={"type": "string", "values": ["x", "y"]}) == [None, 'a: "z" is not one of "x", "y"']
-    assert reasons(a(1, 1.0, 2), a={"type": "integer", "values": [1]}) == [None, None, "a: 2 is not one of 1"]
+    assert reasons(a(1, 2), a={"type": "integer", "values": [1]}) == [None, "a: 2 is not one of 1"]
     assert reasons(a(None), a={"type": "integer", "values": [1], "nullable": True}) == [None]
 
 
@@ -193,7 +193,5 @@ def test_every_row_is_good_or_bad_and_never_both(values, kind, nullable):
 def test_any_csv_is_judged_without_a_crash(rows):
     text = "a,b\n" + "\n".join(",".join('"' + field.replace('"', '""') + '"' for field in row) for row in rows) + "\n"
     for kind in TYPES:
-        try:
+        with suppress(Invalid):
             check(read_bytes(text.encode(), "csv"), dataset(a={"type": kind}, b={"type": "string"}))
-        except Invalid:
-            pass

@@ -1,5 +1,6 @@
 import io
 import json
+from contextlib import suppress
 from datetime import UTC, date, datetime
 
 import polars as pl
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from meguri_contracts.errors import Malformed
-from meguri_ingest.reading import Raw, format_of, read_bytes, read_records
+from meguri_ingest import reading
+from meguri_ingest.reading import format_of, read_bytes, read_records
 
 FRAME = pl.DataFrame({"n": [1.5, None], "i": [1, 2], "s": ["x", "é"], "b": [True, None]})
 
@@ -48,7 +50,7 @@ def test_dates_times_and_categories_of_parquet_become_plain_ones():
     odd = pl.DataFrame(
         {
             "d": [date(2025, 1, 2)],
-            "t": pl.Series([datetime(2025, 1, 2, 12)], dtype=pl.Datetime("ns", "Europe/Berlin")),
+            "t": pl.Series([datetime(2025, 1, 2, 12, tzinfo=UTC)], dtype=pl.Datetime("ns", "Europe/Berlin")),
             "c": pl.Series(["x"], dtype=pl.Categorical),
         }
     )
@@ -86,23 +88,26 @@ def test_what_cannot_be_read_is_refused_with_the_place(data, format, says):
 
 
 def test_a_damaged_parquet_file_never_takes_the_process_down():
-    sound = bytearray(written(FRAME, "parquet"))
+    sound = written(FRAME, "parquet")
+    refusals = []
     for place in range(8, len(sound), len(sound) // 5):
-        damaged = sound.copy()
+        damaged = bytearray(sound)
         damaged[place] ^= 0xFF
         try:
-            assert isinstance(read_bytes(bytes(damaged), "parquet"), Raw)
+            read_bytes(bytes(damaged), "parquet")
         except Malformed as refusal:
-            assert str(refusal).startswith("parquet: ")
+            refusals.append(str(refusal))
+    assert refusals
+    assert all(refusal.startswith("parquet: ") for refusal in refusals)
 
 
-def test_a_file_that_unpacks_to_more_than_the_memory_is_refused():
-    bomb = written(pl.select(a=pl.repeat(0, 30_000_000, dtype=pl.Int64)), "parquet")
-    bomb_columns = pl.read_parquet(io.BytesIO(bomb)).select(pl.col("a").alias(f"c{i}") for i in range(60))
-    data = written(bomb_columns, "parquet")
+def test_a_small_file_that_unpacks_to_more_than_the_memory_is_refused(monkeypatch):
+    zeros = pl.repeat(0, 20_000_000, dtype=pl.Int64, eager=True)
+    data = written(pl.DataFrame({f"c{i}": zeros for i in range(8)}), "parquet")
+    monkeypatch.setattr(reading, "MEMORY", 1024**3)
 
-    assert len(data) < 30_000_000
-    with pytest.raises(Malformed, match="larger than 8 GiB"):
+    assert len(data) < 1_000_000
+    with pytest.raises(Malformed, match="larger than 1 GiB"):
         read_bytes(data, "parquet")
 
 
@@ -139,11 +144,9 @@ def test_any_json_can_be_read_and_no_value_changes(records):
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='a1,"\n\r\0 ', max_size=40).map(str.encode))
 def test_any_bytes_are_rows_or_malformed(data):
-    for format in ("csv", "jsonl"):
-        try:
-            read_bytes(data, format)
-        except Malformed:
-            pass
+    for kind in ("csv", "jsonl"):
+        with suppress(Malformed):
+            read_bytes(data, kind)
 
 
 def test_the_format_follows_from_the_ending_unless_it_is_given():

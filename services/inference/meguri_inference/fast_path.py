@@ -91,12 +91,9 @@ class FastPath:
             body = await self._read_body(announced, receive)
             request = model.codec.decode(body, max_rows=self._max_rows)
             rows = len(request.x)
-            outputs = await model.predict(request.x)
+            answer = await model.predict(request.x)
             now = time.time_ns() // 1000
             prediction_id = self._ids.next(now)
-            answer = model.codec.encode(
-                outputs, request.wanted, prediction_id=prediction_id, trace_id=trace_id, client_id=request.id
-            )
             self._log.add(
                 model,
                 prediction_id=prediction_id,
@@ -104,10 +101,18 @@ class FastPath:
                 producer=request.producer or producer or UNKNOWN_PRODUCER,
                 trace_id=trace_id,
                 x=request.x,
-                outputs=outputs,
+                outputs=answer.outputs,
+            )
+            body = model.codec.encode(
+                answer.texts,
+                rows,
+                request.wanted,
+                prediction_id=prediction_id,
+                trace_id=trace_id,
+                client_id=request.id,
             )
             status = 200
-            await _respond(send, status, answer)
+            await _respond(send, status, body)
         except PermanentError as error:
             status, refusal = _status(error), str(error)
             await _respond(send, status, orjson.dumps({"error": refusal}))

@@ -1,17 +1,19 @@
 """A model version in memory: what arrives in one turn of the event loop goes through ONNX Runtime together."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 import onnxruntime
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature, Tensor
 
 from meguri_inference.prediction_log import RESERVED_COLUMNS
-from meguri_inference.protocol import FLOATS, Array, Codec, Outputs
+from meguri_inference.protocol import FLOATS, Array, Codec, Outputs, Texts
 
 MAX_BATCHED_ROWS = 64
 """A request with more rows gains nothing from company and goes to a thread by itself."""
@@ -27,9 +29,17 @@ _DATATYPES = {
 }
 _ANSWERS = ({"label", "probabilities"}, {"label"}, {"prediction"})
 _MEMORY = 0.1
-"""Weight of the newest call in the running cost of a row."""
+"""Weight of the newest call in what is known of the cost."""
 
-_Waiting = tuple[Array, asyncio.Future[Outputs]]
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What the model says about the rows of one request, as arrays and as text."""
+
+    outputs: Outputs
+    texts: Texts
+
+
+_Waiting = tuple[Array, asyncio.Future[Answer]]
 
 
 class Unservable(Invalid):
@@ -55,7 +65,8 @@ class LoadedModel:
         self._input = self.signature.input.name
         self._outputs = [tensor.name for tensor in self.signature.outputs]
         self._real = [at for at, tensor in enumerate(self.signature.outputs) if tensor.datatype in FLOATS]
-        self._row_seconds = 0.0
+        self._call_seconds = self._row_seconds = 0.0
+        self._slowness = 1.0
         self._waiting: list[_Waiting] = []
         self._away = False
 
@@ -76,13 +87,13 @@ class LoadedModel:
                 _check_shape(tensor, values.shape)
         except Invalid as error:
             raise Unservable(name, deployed.version, str(error)) from error
-        model._compute([zero])  # what a row costs, now that everything is warm
+        model._calibrate(zero)
         return model
 
-    def predict(self, x: Array) -> asyncio.Future[Outputs]:
+    def predict(self, x: Array) -> asyncio.Future[Answer]:
         """Return the answer to the rows of `x`, shape (rows, features), of the model's type; else NoAnswer."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outputs] = loop.create_future()
+        future: asyncio.Future[Answer] = loop.create_future()
         if len(x) > MAX_BATCHED_ROWS:
             self._compute_in_thread([(x, future)])
         else:
@@ -94,14 +105,14 @@ class LoadedModel:
     def _answer_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
         xs = [x for x, _ in batch]
-        if self._row_seconds * sum(map(len, xs)) > MAX_LOOP_SECONDS:
+        if self._slowness * self._estimate(sum(map(len, xs))) > MAX_LOOP_SECONDS:
             # One batch at a time: what arrives meanwhile makes the next one.
             self._away = True
             self._compute_in_thread(batch).add_done_callback(self._come_back)
         else:
             _settle(batch, self._compute(xs))
 
-    def _compute_in_thread(self, batch: list[_Waiting]) -> "asyncio.Future[list[Outputs | NoAnswer]]":
+    def _compute_in_thread(self, batch: list[_Waiting]) -> "asyncio.Future[list[Answer | NoAnswer]]":
         work = asyncio.get_running_loop().run_in_executor(None, self._compute, [x for x, _ in batch])
         work.add_done_callback(lambda done: _settle(batch, done.result()))
         return work
@@ -111,22 +122,45 @@ class LoadedModel:
         if self._waiting:
             self._answer_waiting()
 
-    def _compute(self, xs: Sequence[Array]) -> list[Outputs | NoAnswer]:
+    def _compute(self, xs: Sequence[Array]) -> list[Answer | NoAnswer]:
         """Answer all of `xs` in one call; if that fails, each by itself, so that nobody pays for another's rows."""
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             outputs = self._finite(self._run(xs))
         except NoAnswer as error:
             return [error] if len(xs) == 1 else [self._compute([x])[0] for x in xs]
-        cost = (time.perf_counter() - started) / len(outputs[0])
-        self._row_seconds += (cost - self._row_seconds) * (_MEMORY if self._row_seconds else 1)
-        if len(xs) == 1:
-            return [outputs]
-        answers: list[Outputs | NoAnswer] = []
+        answers = self._share_out(outputs, [len(x) for x in xs])
+        slowness = (time.thread_time() - started) / self._estimate(len(outputs[0]))
+        self._slowness += (slowness - self._slowness) * _MEMORY
+        return answers
+
+    def _calibrate(self, zero: Array) -> None:
+        """Measure what a call and a row cost. Real rows may cost more than zeros: `_slowness` follows them."""
+        one, many = ([zero] * rows for rows in (1, MAX_BATCHED_ROWS))
+        one_seconds, many_seconds = (min(self._seconds(xs) for _ in range(3)) for xs in (one, many))
+        self._row_seconds = max(many_seconds - one_seconds, 0) / (MAX_BATCHED_ROWS - 1)
+        self._call_seconds = one_seconds
+
+    def _seconds(self, xs: Sequence[Array]) -> float:
+        """Of this thread alone: waiting for others does not make a model slow."""
+        started = time.thread_time()
+        self._run(xs)
+        return time.thread_time() - started
+
+    def _estimate(self, rows: int) -> float:
+        return self._call_seconds + rows * self._row_seconds
+
+    def _share_out(self, outputs: Outputs, shares: list[int]) -> list[Answer | NoAnswer]:
+        """Give each of those who share `outputs` the rows that are his."""
+        if len(shares) == 1:
+            return [Answer(outputs, self.codec.write(outputs))]
+        written = self.codec.write_rows(outputs)
+        answers: list[Answer | NoAnswer] = []
         start = 0
-        for x in xs:
-            end = start + len(x)
-            answers.append([values[start:end] for values in outputs])
+        for rows in shares:
+            end = start + rows
+            texts = [of[start] if rows == 1 else b",".join(of[start:end]) for of in written]
+            answers.append(Answer([values[start:end] for values in outputs], texts))
             start = end
         return answers
 
@@ -140,12 +174,14 @@ class LoadedModel:
 
     def _finite(self, outputs: Outputs) -> Outputs:
         for at in self._real:
-            if not np.isfinite(outputs[at]).all():
+            values = outputs[at]
+            # The sum of squares is cheap and not finite if any value is not, or if it is merely very large.
+            if not math.isfinite(np.vdot(values, values)) and not np.isfinite(values).all():
                 raise NoAnswer(self.name, f"{self._outputs[at]} would be infinite or not a number")
         return outputs
 
 
-def _settle(batch: list[_Waiting], answers: list[Outputs | NoAnswer]) -> None:
+def _settle(batch: list[_Waiting], answers: list[Answer | NoAnswer]) -> None:
     for (_, future), answer in zip(batch, answers, strict=True):
         if future.done():
             continue  # its caller was cancelled

@@ -138,10 +138,12 @@ class PredictionLog:
     async def _send(self) -> None:
         try:
             while self._due:
-                for model, entries in self._take().items():
-                    for body, rows in _messages(model, entries):
-                        await self._deliver(model.name, body, rows)
-                        self._in_hand -= rows
+                async with asyncio.TaskGroup() as deliveries:
+                    for model, entries in self._take().items():
+                        for body, rows in _messages(model, entries):
+                            deliveries.create_task(self._deliver(model.name, body, rows))
+                            if self._rows < self._max_rows:
+                                await asyncio.sleep(0)  # others come first, unless this falls behind
         except Exception as error:
             # These could not be written at all; those that come after them can.
             self._drop(self._in_hand, repr(error))
@@ -172,13 +174,16 @@ class PredictionLog:
         wait = self._retry
         while True:
             try:
-                return await self._publish(model, body)
+                await self._publish(model, body)
+                break
             except PermanentError as error:
-                return self._drop(rows, str(error))
+                self._drop(rows, str(error))
+                break
             except Exception as error:  # noqa: BLE001 - whatever the broker's client raises; nothing is lost by it
                 logger.warning("predictions of %s not published, next try in %.1f s: %s", model, wait, error)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, MAX_RETRY_SECONDS)
+        self._in_hand -= rows
 
     def _drop_oldest(self) -> None:
         lost = 0
@@ -200,8 +205,7 @@ def read_batch(body: bytes) -> pa.Table:
 def _messages(model: "LoadedModel", entries: list[_Entry]) -> Iterator[tuple[bytes, int]]:
     """Yield messages that hold all rows of `entries`, each with its number of rows and one record batch.
 
-    None is larger than MAX_MESSAGE_BYTES, but for a single row that is. Little work lies between two of them, so that
-    the loop can answer others in between.
+    None is larger than MAX_MESSAGE_BYTES, but for a single row that is. The work for each is done when it is asked for.
     """
     per_message = min(MAX_MESSAGE_BYTES // _row_bytes(model, entries[0]) + 1, MAX_MESSAGE_ROWS)
     chunk: list[_Entry] = []

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import permutations
 from reprlib import repr as short
-from typing import Annotated, Any, Final, NamedTuple, NoReturn
+from typing import Annotated, Any, Final, Generic, Literal, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,6 +25,9 @@ Outputs = list[Array]
 Texts = list[bytes]
 """The same as a client reads it: the values of each output in JSON, flat, without the brackets."""
 
+Datatype = TypeVar("Datatype")
+Data = TypeVar("Data")
+
 MAX_PRODUCER = 128
 """Characters in the name of who sent a request."""
 UNKNOWN_PRODUCER = "unknown"
@@ -34,7 +37,9 @@ FLOATS: Final[dict[str, type[np.floating[Any]]]] = {"FP32": np.float32, "FP64": 
 
 class BadBody(Invalid):
     def __init__(self, reason: str, expected: str) -> None:
-        super().__init__(f"the body is not a V2 inference request in JSON: {reason}; the model takes {expected}")
+        super().__init__(
+            f"the body is not a V2 inference request in JSON, without binary tensors: {reason}; the model takes {expected}"
+        )
 
 
 class BadTensor(Invalid):
@@ -52,7 +57,29 @@ class TooManyRows(TooLarge):
         super().__init__(f"input {name!r} has {rows} rows, at most {limit} are accepted in one request; send several")
 
 
-class Request(NamedTuple):
+class _Input(msgspec.Struct, Generic[Datatype, Data], gc=False):
+    name: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
+    datatype: Datatype
+    data: Data
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+
+
+class _Parameters(msgspec.Struct, gc=False):
+    producer: Annotated[str, msgspec.Meta(max_length=MAX_PRODUCER)] | None = None
+
+
+class _Asked(msgspec.Struct, Generic[Datatype, Data], gc=False):
+    inputs: list[_Input[Datatype, Data]]
+    id: str | None = None
+    parameters: _Parameters | None = None
+    outputs: list[_Output] | None = None
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
     """A request that holds. `x` has shape (rows, features) and the model's type; `wanted` are positions of outputs."""
 
     x: Array
@@ -85,7 +112,7 @@ class Codec:
     def decode(self, body: bytes, *, max_rows: int) -> Request:
         """Return what `body` asks for. Raises BadBody, BadTensor, UnknownOutput or TooManyRows."""
         try:
-            asked: _Asked = self._usual.decode(body)
+            asked: _Asked[str, Any] = self._usual.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # Nested, of another datatype, or wrong: the envelope first, then the data, to say what is wrong.
             try:
@@ -139,12 +166,8 @@ class Codec:
             values += (rows, texts[at])
         return self._templates[wanted] % tuple(values)
 
-    def _values(self, tensor: "_Input | _UsualInput", rows: int) -> Array:
-        if isinstance(tensor.data, list):
-            data = tensor.data
-            nested = False
-        else:
-            data, nested = self._read(tensor)
+    def _values(self, tensor: _Input[str, Any], rows: int) -> Array:
+        data, nested = (tensor.data, False) if isinstance(tensor.data, list) else self._read(tensor)
         if nested:
             if len(data) != rows or any(len(row) != self._width for row in data):
                 self._refuse(f"has nested data that does not fill its shape {tensor.shape}")
@@ -152,13 +175,11 @@ class Codec:
             self._refuse(f"has {len(data)} values, its shape {tensor.shape} needs {rows * self._width}")
         return np.array(data, self._dtype).reshape(rows, self._width)
 
-    def _read(self, tensor: "_Input") -> tuple[list[Any], bool]:
+    def _read(self, tensor: _Input[str, msgspec.Raw]) -> tuple[list[Any], bool]:
         """Return the data and whether it is nested."""
         decoders = self._decoders.get(tensor.datatype)
         if decoders is None:
             self._refuse(f"has datatype {short(tensor.datatype)}, accepted are {', '.join(self._decoders)}")
-        if not tensor.data:
-            self._refuse("has no data; binary tensors are not accepted, send JSON")
         nested = _NESTED.match(tensor.data) is not None
         try:
             return decoders[nested].decode(tensor.data), nested
@@ -201,31 +222,6 @@ def model_metadata(name: str, deployed: Deployed) -> dict[str, Any]:
     }
 
 
-def _between(kind: type, low: float, high: float) -> Any:
-    return Annotated[kind, msgspec.Meta(ge=low, le=high)]
-
-
-class _Input(msgspec.Struct, gc=False):
-    name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
-    datatype: str
-    data: msgspec.Raw = msgspec.Raw()
-
-
-class _Output(msgspec.Struct, gc=False):
-    name: str
-
-
-class _Parameters(msgspec.Struct, gc=False):
-    producer: Annotated[str, msgspec.Meta(max_length=MAX_PRODUCER)] | None = None
-
-
-class _Asked(msgspec.Struct, gc=False, kw_only=True):
-    inputs: "list[_Input] | list[_UsualInput]"
-    id: str | None = None
-    parameters: _Parameters | None = None
-    outputs: list[_Output] | None = None
-
 _NESTED = re.compile(rb"\s*\[\s*\[")
 _PATH = re.compile(r" - at `\$\[(\d+)\](?:\[(\d+)\])?`$")
 
@@ -236,21 +232,31 @@ def _both(kind: Any) -> tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[An
 
 
 _FP32_MAX = float(np.finfo(np.float32).max)
-_INT32 = _between(int, -(2**31), 2**31 - 1)
+_Single = Annotated[float, msgspec.Meta(ge=-_FP32_MAX, le=_FP32_MAX)]
+_Int24 = Annotated[int, msgspec.Meta(ge=-(2**24), le=2**24)]
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+_Int53 = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 
+# What clients usually send, read in one go. By the model's datatype.
+_USUAL: dict[str, msgspec.json.Decoder[Any]] = {
+    "FP32": msgspec.json.Decoder(_Asked[Literal["FP32", "FP64"], list[_Single]]),
+    "FP64": msgspec.json.Decoder(_Asked[Literal["FP64"], list[float]]),
+}
+# Everything else: the envelope, then the data as its datatype says.
+_ENVELOPE = msgspec.json.Decoder(_Asked[str, msgspec.Raw])
 # By the model's datatype, then the request's. The bounds see to it that no float becomes infinite and no integer is
 # rounded (24 bits in FP32, 53 in FP64); msgspec checks them while it reads.
 _DECODERS: dict[str, dict[str, tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]]] = {
     "FP32": {
-        **dict.fromkeys(("FP32", "FP64"), _both(_between(float, -_FP32_MAX, _FP32_MAX))),
-        **dict.fromkeys(("INT64", "INT32"), _both(_between(int, -(2**24), 2**24))),
+        **dict.fromkeys(("FP32", "FP64"), _both(_Single)),
+        **dict.fromkeys(("INT64", "INT32"), _both(_Int24)),
         "BOOL": _both(bool),
     },
     "FP64": {
-        "FP32": _both(_between(float, -_FP32_MAX, _FP32_MAX)),
+        "FP32": _both(_Single),
         "FP64": _both(float),
-        "INT64": _both(_between(int, -(2**53), 2**53)),
-        "INT32": _both(_INT32),
+        "INT64": _both(_Int53),
+        "INT32": _both(_Int32),
         "BOOL": _both(bool),
     },
 }

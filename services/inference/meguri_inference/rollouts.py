@@ -9,7 +9,7 @@ from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.log import EventLog, Message, publish
 from meguri_chassis.reader import Reader
-from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import ModelLoaded, RolloutChanged
 from meguri_contracts.names import derived_id
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
@@ -77,15 +77,15 @@ class Rollouts:
                     await self._load(message)
                 self._failed.pop(message.key, None)
                 return
-            except PermanentError as error:
-                # The old version goes on serving; the next rollout, a rollback perhaps, replaces this one.
-                self._failed[message.key] = f"{message.key} cannot be loaded: {error}"
-                logger.exception(self._failed[message.key])
-                return
             except TemporaryError as error:
                 self._failed[message.key] = f"{message.key} is not loaded yet: {error}"
                 logger.warning(self._failed[message.key])
                 await asyncio.sleep(RETRY)
+            except Exception as error:  # noqa: BLE001 - readiness and log say it
+                # The old version goes on serving; the next rollout, a rollback perhaps, replaces this one.
+                self._failed[message.key] = f"{message.key} cannot be loaded: {error}"
+                logger.exception(self._failed[message.key])
+                return
 
     async def _load(self, message: Message) -> None:
         rollout = message.event

@@ -1,11 +1,13 @@
 """What may enter a dataset: each row held against the declared columns, and the reason where it may not."""
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import polars as pl
 from meguri_contracts.errors import Invalid
-from meguri_contracts.spec import Column, ColumnType, Dataset
+from meguri_contracts.spec import RESERVED, Column, ColumnType, Dataset
 from pydantic_core import to_json
 
 from meguri_ingest.reading import Raw
@@ -26,6 +28,8 @@ _OTHERWISE = {
     ColumnType.boolean: "is not true or false",
     ColumnType.timestamp: "is not a timestamp such as 2025-01-31T12:00:00Z",
 }
+_TRUTH = {"true": True, "false": False}
+_THERE = f"{RESERVED}there_"
 _NAMED = 10
 """Columns or values that a message names at most."""
 _SHOWN = 80
@@ -65,25 +69,15 @@ def check(raw: Raw, dataset: Dataset) -> Checked:
     if raw.frame.is_empty():
         raise HopelessBatch("the batch is empty; send at least one row")
     _require_columns(raw.frame.columns, dataset)
-    rows = raw.frame.select(list(dataset.columns))
-    values: dict[str, pl.Series] = {}
-    faults: list[_Fault] = []
-    for name, column in dataset.columns.items():
-        source = rows[name]
-        if raw.text and column.type is not ColumnType.string:
-            source = source.str.strip_chars().replace("", None)
-            values[name] = _parsed(source, column.type)
-        else:
-            values[name] = _taken(source, column.type)
-        faults += _faults(source, values[name], column)
-
+    rows = raw.frame.select(dataset.columns)
+    values = _values(rows, dataset, text=raw.text)
+    faults = _faults(values, dataset)
     none = pl.repeat(value=False, n=rows.height, dtype=pl.Boolean, eager=True)
-    broken = none
-    for fault in faults:
-        broken = broken | fault.rows
+    broken = reduce(operator.or_, (fault.rows for fault in faults), none)
     if (bad := int(broken.sum())) > dataset.max_bad_share * rows.height:
         raise _too_many(bad, rows, faults, dataset.max_bad_share)
-    return Checked(good=pl.DataFrame(values).filter(~broken), bad=_set_aside(rows, faults, none))
+    good = values.select(dataset.columns).filter(~broken)
+    return Checked(good=good, bad=_set_aside(rows, faults, none))
 
 
 def _require_columns(names: list[str], dataset: Dataset) -> None:
@@ -97,27 +91,43 @@ def _require_columns(names: list[str], dataset: Dataset) -> None:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def _taken(source: pl.Series, kind: ColumnType) -> pl.Series:
-    """The values as `kind` is stored; null where one is of another kind or would not come through whole."""
-    nothing = pl.Series(source.name, [None] * len(source), TYPES[kind])
-    match kind, source.dtype:
-        case _, pl.Object():
-            return _taken(_of_kind(source, kind), kind)
-        case ColumnType.number, dtype if dtype.is_numeric():
-            return source.cast(pl.Float64)
-        case ColumnType.integer, dtype if dtype.is_numeric():
-            whole = source.cast(pl.Int64, strict=False)
-            unchanged = whole.cast(dtype, strict=False) == source
-            return whole.zip_with(unchanged.fill_null(value=False), nothing)
-        case (
-            (ColumnType.string, pl.String())
-            | (ColumnType.boolean, pl.Boolean())
-            | (ColumnType.timestamp, pl.Datetime())
-        ):
-            return source
-        case ColumnType.timestamp, pl.String():
-            return _timestamps(source)
-    return nothing
+def _values(rows: pl.DataFrame, dataset: Dataset, *, text: bool) -> pl.DataFrame:
+    """The columns as they are stored, null where that cannot be, each with a mask of where there was something."""
+    plain, there, stored = [], [], []
+    for name, column in dataset.columns.items():
+        source = rows[name]
+        there.append(source.is_not_null().alias(_THERE + name))
+        if source.dtype == pl.Object:
+            source = _of_kind(source, column.type)
+        plain.append(source)
+        stored.append(_stored(name, source.dtype, column.type, text=text).alias(name))
+    blank = [name for name, column in dataset.columns.items() if text and column.type is not ColumnType.string]
+    frame = pl.DataFrame({source.name: source for source in plain}).with_columns(
+        pl.col(blank).str.strip_chars().replace("", None)
+    )
+    masks = frame.select(pl.col(blank).is_not_null().name.prefix(_THERE))
+    return frame.select(stored).hstack(there).with_columns(masks)
+
+
+def _stored(name: str, dtype: pl.DataType, kind: ColumnType, *, text: bool) -> pl.Expr:
+    value = pl.col(name)
+    match kind:
+        case ColumnType.number if text or dtype.is_numeric():
+            return value.cast(pl.Float64, strict=False)
+        case ColumnType.integer if text:
+            return pl.coalesce(value.cast(pl.Int64, strict=False), _whole(value.cast(pl.Float64, strict=False)))
+        case ColumnType.integer if dtype.is_numeric():
+            return value if dtype == pl.Int64 else _whole(value)
+        case ColumnType.boolean if text:
+            return value.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
+        case ColumnType.timestamp if dtype == pl.String:
+            return _timestamp(value)
+    return value if dtype == TYPES[kind] else pl.lit(None, TYPES[kind])
+
+
+def _whole(number: pl.Expr) -> pl.Expr:
+    whole = number.cast(pl.Int64, strict=False)
+    return pl.when(whole == number).then(whole)
 
 
 def _of_kind(mixed: pl.Series, kind: ColumnType) -> pl.Series:
@@ -141,56 +151,43 @@ def _float(value: float) -> float:
         return float("inf")
 
 
-def _parsed(text: pl.Series, kind: ColumnType) -> pl.Series:
-    match kind:
-        case ColumnType.number:
-            return text.cast(pl.Float64, strict=False)
-        case ColumnType.integer:
-            whole = text.cast(pl.Int64, strict=False)
-            return whole.zip_with(whole.is_not_null(), _taken(text.cast(pl.Float64, strict=False), kind))
-        case ColumnType.boolean:
-            truth = {"true": True, "false": False}
-            return text.str.to_lowercase().replace_strict(truth, default=None, return_dtype=pl.Boolean)
-    return _taken(text, kind)
-
-
-def _timestamps(text: pl.Series) -> pl.Series:
+def _timestamp(text: pl.Expr) -> pl.Expr:
     whole = (
         text.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00")
         .str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
         .str.replace(r"[Zz]$", "+00:00")
         .str.replace(r"(T[\d:.]+)$", "${1}+00:00")
     )
-    times = whole.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
-    in_range = times.dt.year().is_between(1, 9999).fill_null(value=False)
-    return times.zip_with(in_range, pl.Series(text.name, [None] * len(text), times.dtype))
+    time = whole.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
+    return pl.when(time.dt.year().is_between(1, 9999)).then(time)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def _faults(source: pl.Series, value: pl.Series, column: Column) -> Iterator[_Fault]:
-    for rule, rows in _broken(source, value, column):
-        mask = rows.fill_null(value=False)
-        if mask.any():
-            yield _Fault(source.name, rule, mask)
+def _faults(values: pl.DataFrame, dataset: Dataset) -> list[_Fault]:
+    """Every rule that some row breaks, in the order of the columns."""
+    rules = [(name, *rule) for name, column in dataset.columns.items() for rule in _rules(name, column)]
+    masks = values.select(broken.fill_null(value=False).alias(str(i)) for i, (_, _, broken) in enumerate(rules))
+    met = masks.select(pl.all().any()).row(0)
+    return [_Fault(name, rule, masks[str(i)]) for i, (name, rule, _) in enumerate(rules) if met[i]]
 
 
-def _broken(source: pl.Series, value: pl.Series, column: Column) -> Iterator[tuple[str, pl.Series]]:
-    there = source.is_not_null()
+def _rules(name: str, column: Column) -> Iterator[tuple[str, pl.Expr]]:
+    """What a value may break, and the expression that is true where it does."""
+    value, there = pl.col(name), pl.col(_THERE + name)
     yield _OTHERWISE[column.type], there & value.is_null()
     if not column.nullable:
         yield "is not allowed: the column is not nullable", ~there
     if column.type is ColumnType.number:
-        finite = value.is_finite()
-        yield "is not a finite number", ~finite
-        value = value.zip_with(finite.fill_null(value=False), pl.Series(value.name, [None] * len(value), value.dtype))
+        yield "is not a finite number", ~value.is_finite()
     if column.min is not None:
         yield f"is below the minimum {_number(column.min)}", value < column.min
     if column.max is not None:
-        yield f"is above the maximum {_number(column.max)}", value > column.max
+        yield f"is above the maximum {_number(column.max)}", (value > column.max) & value.is_not_nan()
     if column.values is not None:
-        allowed = _taken(pl.Series("", column.values, pl.Object), column.type).drop_nulls()
+        mixed = _of_kind(pl.Series(name, column.values, pl.Object), column.type)
+        allowed = mixed.to_frame().select(_stored(name, mixed.dtype, column.type, text=False)).to_series().drop_nulls()
         names = _listed([_shown(each) for each in column.values])
         yield f"is not one of {names}", ~value.is_in(allowed.implode())
     if column.unique:

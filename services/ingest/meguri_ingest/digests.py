@@ -6,11 +6,12 @@ import struct
 import polars as pl
 from meguri_contracts.errors import Invalid
 
-_NAMES = {
-    pl.Float64(): (b"number", "<f8"),
-    pl.Int64(): (b"integer", "<i8"),
-    pl.Boolean(): (b"boolean", "|u1"),
-    pl.Datetime("us", "UTC"): (b"timestamp", "<i8"),
+_NAMES: dict[pl.DataType, bytes] = {
+    pl.Float64(): b"number",
+    pl.Int64(): b"integer",
+    pl.String(): b"string",
+    pl.Boolean(): b"boolean",
+    pl.Datetime("us", "UTC"): b"timestamp",
 }
 
 
@@ -23,12 +24,16 @@ def content_digest(frame: pl.DataFrame) -> str:
     integers, single bytes, microseconds since 1970 in UTC; a null is 0. Strings are all lengths in bytes, then all UTF-8.
     Raises Invalid for a column of another type.
     """
+    if odd := [column for column in frame if column.dtype not in _NAMES]:
+        raise Invalid(f"column {odd[0].name!r}: no digest of type {odd[0].dtype}")
+    nulls = frame.select(pl.all().is_null().cast(pl.UInt8))
+    filled = frame.select(_without_nulls(column) for column in frame)
     digest = hashlib.sha256(struct.pack("<Q", frame.height))
     for column in frame:
-        name, values = _encoded(column)
-        digest.update(_sized(column.name.encode()) + _sized(name))
-        digest.update(column.is_null().to_numpy().astype("|u1").tobytes())
-        digest.update(values)
+        digest.update(_sized(column.name.encode()) + _sized(_NAMES[column.dtype]))
+        digest.update(nulls[column.name].to_numpy())
+        for part in _encoded(filled[column.name]):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -37,16 +42,20 @@ def chained(previous: str, digest: str) -> str:
     return hashlib.sha256(bytes.fromhex(previous) + bytes.fromhex(digest)).hexdigest()
 
 
-def _encoded(column: pl.Series) -> tuple[bytes, bytes]:
+def _without_nulls(column: pl.Series) -> pl.Expr:
+    same = pl.col(column.name)
     if column.dtype == pl.String:
-        text = column.fill_null("")
-        lengths = text.str.len_bytes().to_numpy().astype("<u8").tobytes()
-        return b"string", lengths + "".join(text).encode()
-    if column.dtype not in _NAMES:
-        raise Invalid(f"column {column.name!r}: no digest of type {column.dtype}")
-    name, dtype = _NAMES[column.dtype]
-    values = column.to_physical().fill_null(value=False if column.dtype == pl.Boolean else 0)
-    return name, values.to_numpy().astype(dtype).tobytes()
+        return same.fill_null("")
+    if column.dtype == pl.Boolean:
+        return same.fill_null(value=False).cast(pl.UInt8)
+    return same.to_physical().fill_null(0)
+
+
+def _encoded(column: pl.Series) -> tuple[bytes, ...]:
+    if column.dtype == pl.String:
+        return column.str.len_bytes().to_numpy().astype("<u8").tobytes(), "".join(column).encode()
+    values = column.to_numpy()
+    return (values.astype(values.dtype.newbyteorder("<")).tobytes(),)
 
 
 def _sized(text: bytes) -> bytes:

@@ -59,7 +59,7 @@ def read_records(records: Sequence[Mapping[str, Any]]) -> Raw:
             f"{len(records)} records name {len(names)} different columns; all records of a batch have the same"
         )
     try:
-        return Raw(pl.DataFrame([_series(name, [record.get(name) for record in records]) for name in names]))
+        return Raw(pl.DataFrame({name: _series(name, [record.get(name) for record in records]) for name in names}))
     except UnicodeEncodeError as error:
         raise Malformed(f"records: {error.object[:100]!r} is not valid Unicode") from error
 
@@ -159,7 +159,7 @@ def _first_odd_line(text: str, width: int) -> str | None:
 
 
 def _unpacked(data: bytes, kind: str) -> pl.DataFrame:
-    command = [sys.executable, "-m", "meguri_ingest.unpacking", kind]
+    command = [sys.executable, "-m", "meguri_ingest.unpacking", kind, str(MEMORY)]
     try:
         child = subprocess.run(command, input=data, capture_output=True, timeout=UNPACK_SECONDS, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as error:
@@ -167,7 +167,7 @@ def _unpacked(data: bytes, kind: str) -> pl.DataFrame:
     if child.returncode == REFUSED:
         raise Malformed(f"{kind}: {_first_line(child.stdout.decode(errors='replace'))}")
     if child.returncode:
-        raise Malformed(f"{kind}: cannot be read: damaged, or larger than {MEMORY // 1024**3} GiB when unpacked")
+        raise Malformed(f"{kind}: cannot be read: damaged, or larger than {MEMORY / 1024**3:g} GiB when unpacked")
     return pl.read_ipc_stream(io.BytesIO(child.stdout))
 
 

@@ -1,4 +1,4 @@
-"""Reads one Parquet or Arrow file in a process of its own: `python -m meguri_ingest.unpacking parquet < file > stream`.
+"""Reads a Parquet or Arrow file in a process of its own: `python -m meguri_ingest.unpacking parquet <bytes> < file > stream`.
 
 A single flipped byte can make the reader abort its process or ask for more memory than there is; so can a small file that
 unpacks to a huge one. Here that ends a child, and the service says what happened.
@@ -10,8 +10,8 @@ import sys
 
 import polars as pl
 
-MEMORY = 8 * 1024**3
-"""Bytes of address space of the child."""
+MEMORY = 4 * 1024**3
+"""Bytes of address space that the child may take."""
 REFUSED = 3
 """Exit code when the reason stands in the output instead of rows."""
 
@@ -25,7 +25,7 @@ def unpack(data: bytes, kind: str) -> pl.DataFrame:
 
     Columns are numeric, Boolean, String, Datetime("us", "UTC") or Null. Raises ValueError for one that is nothing like it.
     """
-    return pl.DataFrame([_simple(column) for column in _read(data, kind)])
+    return pl.DataFrame({column.name: _simple(column) for column in _read(data, kind)})
 
 
 def _read(data: bytes, kind: str) -> pl.DataFrame:
@@ -55,15 +55,15 @@ def _simple(column: pl.Series) -> pl.Series:
 
 def _utc(column: pl.Series, per_second: float, zone: str | None) -> pl.Series:
     first, last = (bound * per_second for bound in _SECONDS)
-    if not column.to_physical().drop_nulls().is_between(first, last).all():
+    if not column.to_physical().cast(pl.Float64).drop_nulls().is_between(first, last).all():
         raise ValueError(f"column {column.name!r} has a timestamp outside of the years 1 to 9999")
     times = column.cast(pl.Datetime("us", zone))
     return times.dt.convert_time_zone("UTC") if zone else times.dt.replace_time_zone("UTC")
 
 
-def main(kind: str) -> None:
-    """Unpack standard input to an Arrow stream on standard output."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def main(kind: str, memory: int) -> None:
+    """Unpack standard input to an Arrow stream on standard output, in at most `memory` bytes."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         frame = unpack(sys.stdin.buffer.read(), kind)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
@@ -73,4 +73,4 @@ def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

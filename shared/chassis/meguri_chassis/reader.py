@@ -60,6 +60,7 @@ class Reader:
         self._moved.clear()
         try:
             subscription = await self.jetstream().pull_subscribe(self._subjects[0], stream=self._stream, config=config)
+            delivered = 0
             try:
                 while not self._moved.is_set():
                     try:
@@ -68,6 +69,7 @@ class Reader:
                         continue
                     # A request that the broker ends early gives an empty batch.
                     if batch:
+                        delivered = _in_a_row(batch, delivered)
                         yield batch
             finally:
                 # Without a connection there is nothing to unsubscribe from; a cancellation must not be lost over it.
@@ -90,3 +92,12 @@ class Reader:
         finally:
             moved.cancel()
             fetching.cancel()
+
+
+def _in_a_row(batch: Sequence[Msg], delivered: int) -> int:
+    """Return how many messages were delivered so far. Raises NatsError when one was lost on the way."""
+    for msg in batch:
+        delivered += 1
+        if msg.metadata.sequence.consumer != delivered:
+            raise NatsError(f"delivery {msg.metadata.sequence.consumer} came where {delivered} was due")
+    return delivered
