@@ -213,6 +213,15 @@ def test_a_version_that_is_not_there_says_so(tmp_path):
         fitting.fit(replace(job(tmp_path, FLOWERS), dataset_version=7))
 
 
+def test_a_version_whose_files_were_swept_away_says_so(tmp_path):
+    asked = job(tmp_path, FLOWERS)
+    for file in tmp_path.glob("*.parquet"):
+        file.unlink()
+
+    with pytest.raises(CannotFit, match="version 0 of the table"):
+        fitting.fit(asked)
+
+
 def test_a_column_that_the_rows_do_not_have_says_so(tmp_path):
     fewer = job(tmp_path, FLOWERS.drop("a"))
 

@@ -69,19 +69,20 @@ def check(raw: Raw, dataset: Dataset) -> Checked:
     if raw.frame.is_empty():
         raise HopelessBatch("the batch is empty; send at least one row")
     _require_columns(raw.frame.columns, dataset)
-    rows = raw.frame.select(dataset.columns)
+    rows = raw.frame.select(list(dataset.columns))
     values = _values(rows, dataset, text=raw.text)
     faults = _faults(values, dataset)
     none = pl.repeat(value=False, n=rows.height, dtype=pl.Boolean, eager=True)
     broken = reduce(operator.or_, (fault.rows for fault in faults), none)
     if (bad := int(broken.sum())) > dataset.max_bad_share * rows.height:
         raise _too_many(bad, rows, faults, dataset.max_bad_share)
-    good = values.select(dataset.columns).filter(~broken)
+    good = values.select(rows.columns).filter(~broken)
     return Checked(good=good, bad=_set_aside(rows, faults, none))
 
 
 def _require_columns(names: list[str], dataset: Dataset) -> None:
-    missing = [name for name in dataset.columns if name not in set(names)]
+    arrived = set(names)
+    missing = [name for name in dataset.columns if name not in arrived]
     unknown = [name for name in names if name not in dataset.columns]
     complaints = [f"{what} {_listed(some)}" for what, some in (("lacks", missing), ("has undeclared", unknown)) if some]
     if complaints:
@@ -93,20 +94,16 @@ def _require_columns(names: list[str], dataset: Dataset) -> None:
 
 def _values(rows: pl.DataFrame, dataset: Dataset, *, text: bool) -> pl.DataFrame:
     """The columns as they are stored, null where that cannot be, each with a mask of where there was something."""
-    plain, there, stored = [], [], []
-    for name, column in dataset.columns.items():
-        source = rows[name]
-        there.append(source.is_not_null().alias(_THERE + name))
-        if source.dtype == pl.Object:
-            source = _of_kind(source, column.type)
-        plain.append(source)
-        stored.append(_stored(name, source.dtype, column.type, text=text).alias(name))
-    blank = [name for name, column in dataset.columns.items() if text and column.type is not ColumnType.string]
-    frame = pl.DataFrame({source.name: source for source in plain}).with_columns(
-        pl.col(blank).str.strip_chars().replace("", None)
-    )
-    masks = frame.select(pl.col(blank).is_not_null().name.prefix(_THERE))
-    return frame.select(stored).hstack(there).with_columns(masks)
+    if text:
+        blank = [name for name, column in dataset.columns.items() if column.type is not ColumnType.string]
+        rows = rows.with_columns(pl.col(blank).str.strip_chars().replace("", None))
+    there = rows.select(pl.all().is_not_null().name.prefix(_THERE))
+    mixed = [
+        _of_kind(rows[name], dataset.columns[name].type) for name, dtype in rows.schema.items() if dtype == pl.Object
+    ]
+    plain = rows.with_columns(mixed)
+    stored = (_stored(name, dtype, dataset.columns[name].type, text=text) for name, dtype in plain.schema.items())
+    return plain.select(stored).hstack(there)
 
 
 def _stored(name: str, dtype: pl.DataType, kind: ColumnType, *, text: bool) -> pl.Expr:
@@ -122,7 +119,7 @@ def _stored(name: str, dtype: pl.DataType, kind: ColumnType, *, text: bool) -> p
             return value.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
         case ColumnType.timestamp if dtype == pl.String:
             return _timestamp(value)
-    return value if dtype == TYPES[kind] else pl.lit(None, TYPES[kind])
+    return value if dtype == TYPES[kind] else pl.repeat(None, pl.len(), dtype=TYPES[kind]).alias(name)
 
 
 def _whole(number: pl.Expr) -> pl.Expr:

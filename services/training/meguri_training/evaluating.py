@@ -54,8 +54,10 @@ def ask_onnx(session: Any, rows: Rows, task: Task) -> Answers:
     """
     entry = session.get_inputs()[0]
     outputs = [output.name for output in session.get_outputs()]
-    if entry.shape[1] != rows.shape[1]:
-        raise NotComparable(f"the model takes {entry.shape[1]} features, its signature names {rows.shape[1]}")
+    if entry.type not in _PRECISION or entry.shape[1] != rows.shape[1]:
+        raise NotComparable(
+            f"the model takes {entry.type} of shape {entry.shape}, its signature says {rows.shape[1]} features"
+        )
     wanted = ["prediction"] if task == "regression" else ["label", "probabilities"]
     if outputs != wanted:
         raise NotComparable(f"the model answers with {', '.join(outputs)}; for {task} it should be {', '.join(wanted)}")

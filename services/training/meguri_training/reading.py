@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 from meguri_contracts.errors import Invalid, NotFound
 from numpy.typing import NDArray
 
@@ -25,17 +25,17 @@ class MissingValues(Invalid):
 def read(table_uri: str, version: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pl.DataFrame:
     """Return these columns of one version of a Delta table, and the optional ones that it has, in the order of its files.
 
-    Raises NotFound when table or version is gone, Invalid when it lacks a column.
+    Raises NotFound when table, version or files are gone, Invalid when it lacks a column, OSError when storage fails.
     """
     try:
         table = DeltaTable(table_uri, version=version)
-    except (TableNotFoundError, DeltaError) as error:
-        raise NotFound(f"version {version} of the table {table_uri} cannot be opened: {error}") from error
-    there = {field.name for field in table.schema().fields}
-    if missing := [name for name in columns if name not in there]:
-        raise Invalid(f"column {missing[0]!r} is not in version {version} of the dataset; send rows that have it")
-    wanted = list(dict.fromkeys((*columns, *(name for name in optional if name in there))))
-    return pl.scan_delta(table).select(wanted).collect()
+        there = {field.name for field in table.schema().fields}
+        if missing := [name for name in columns if name not in there]:
+            raise Invalid(f"column {missing[0]!r} is not in version {version} of the dataset; send rows that have it")
+        wanted = list(dict.fromkeys((*columns, *(name for name in optional if name in there))))
+        return pl.scan_delta(table).select(wanted).collect()
+    except (DeltaError, FileNotFoundError) as error:
+        raise NotFound(f"version {version} of the table {table_uri} cannot be read: {error}") from error
 
 
 def numbers(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:

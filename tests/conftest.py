@@ -1,0 +1,140 @@
+"""What tests share: a real broker, real databases, and waiting on conditions."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NATS_SERVER = os.environ.get("MEGURI_NATS_SERVER") or str(ROOT / ".tools/nats/embedded_nats/bin/nats-server")
+POSTGRES = next((p.parent for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
+PATIENCE = 30.0
+"""Seconds after which a condition that did not come true fails its test."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until(condition: Callable[[], Any | Awaitable[Any]], what: str = "the condition") -> Any:
+    """Return the first true result of `condition`; fail when there is none within PATIENCE seconds."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        result = condition()
+        if isinstance(result, Awaitable):
+            result = await result
+        if result:
+            return result
+        assert time.monotonic() < end, f"{what} did not come true within {PATIENCE} s"
+        await asyncio.sleep(0.01)
+
+
+class Broker:
+    """A nats-server on a free port, with the configuration that `make run` uses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.monitor = folder, free_port(), free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        env = os.environ | {
+            "MEGURI_NATS_NAME": "test",
+            "MEGURI_NATS_LISTEN": f"127.0.0.1:{self.port}",
+            "MEGURI_NATS_MONITOR": f"127.0.0.1:{self.monitor}",
+            "MEGURI_NATS_STORE": str(self.folder),
+        }
+        with (self.folder / "broker.log").open("ab") as log:
+            command = [NATS_SERVER, "-c", str(ROOT / "infra/nats.conf")]
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "broker.log").read_text()
+                assert time.monotonic() < end, "the broker did not start"
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One broker for the whole run, provisioned. Tests keep apart by the names of their models and datasets."""
+    from meguri.provisioning import provision  # noqa: PLC0415
+
+    broker = Broker(tmp_path_factory.mktemp("nats"))
+    broker.start()
+    asyncio.run(provision(broker.url))
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker of one test's own, provisioned: for tests that stop it, count in it or replay it."""
+    from meguri.provisioning import provision  # noqa: PLC0415
+
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    broker = Broker(folder)
+    broker.start()
+    asyncio.run(provision(broker.url))
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL of our own, without a database name. Skips where its binaries are missing."""
+    if POSTGRES is None:
+        pytest.skip("PostgreSQL's binaries are missing: apt-get install postgresql")
+    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
+    # PostgreSQL refuses to run as root; the user of Debian's package is there where its binaries are.
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(folder, user)
+        for parent in folder.parents[:3]:
+            parent.chmod(parent.stat().st_mode | 0o011) if parent.owner() == "root" and parent != Path("/") else None
+    data = folder / "data"
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    _as(user, POSTGRES / "initdb", "-D", data, "-U", "meguri", "-A", "trust", "-E", "UTF8", "--no-sync")
+    _as(user, POSTGRES / "pg_ctl", "-D", data, "-w", "-o", options, "-l", folder / "log", "start")
+    yield f"postgresql://meguri@127.0.0.1:{port}"
+    _as(user, POSTGRES / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+def _as(user: str | None, *command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, user=user, stdout=subprocess.DEVNULL, cwd="/")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh, empty database; each test that asks for it runs once on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/test.db"
+    import psycopg  # noqa: PLC0415
+
+    server = request.getfixturevalue("postgres")
+    name = f"test_{os.urandom(6).hex()}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
