@@ -136,7 +136,9 @@ def _parts(headers: dict[str, str], body: bytes) -> list[tuple[dict[str, str], b
 def _event(headers: dict[str, str], body: bytes) -> tuple[DataArrived, str, str]:
     """The event of a request with its id and its source. Raises Malformed, TooLarge or Invalid with the reason."""
     if len(body) > MAX_INLINE_BYTES:
-        raise TooLarge(f"the event has {len(body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: upload a file instead")
+        raise TooLarge(
+            f"the event has {len(body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: upload a file instead"
+        )
     attributes = {name: value for name, value in headers.items() if name.startswith("ce-")}
     key = unquote(attributes.get("ce-subject", "")) or _dataset(body)
     message = Message.of(subject(DataArrived.kind(), key), attributes, body, 0, datetime.now(UTC))
@@ -154,7 +156,11 @@ def _dataset(body: bytes) -> str:
         raise Malformed(f"the body is not JSON: {error}") from error
     if isinstance(data, dict):
         inner = data.get("data")
-        for found in (data.get("subject"), data.get("dataset"), inner.get("dataset") if isinstance(inner, dict) else None):
+        for found in (
+            data.get("subject"),
+            data.get("dataset"),
+            inner.get("dataset") if isinstance(inner, dict) else None,
+        ):
             if isinstance(found, str):
                 return found
     raise Malformed("no dataset is named: give it as the CloudEvents subject (ce-subject) or as 'dataset' in the body")

@@ -19,7 +19,7 @@ from meguri_contracts.events import DataArrived, DataCommitted
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Dataset
 
-from meguri_ingest import reading, store, tables
+from meguri_ingest import fetching, reading, store, tables
 from meguri_ingest.checks import Checked, check
 from meguri_ingest.tables import Batch, DatasetTable, LostRace
 
@@ -109,7 +109,9 @@ class Lanes:
             for arrival in arrivals:
                 arrival.fail(error)
             return
-        read = await asyncio.gather(*(self._read(arrival, declared) for arrival in await self._without_settled(arrivals)))
+        read = await asyncio.gather(
+            *(self._read(arrival, declared) for arrival in await self._without_settled(arrivals))
+        )
         checked = {arrival.message.id: (arrival, rows) for arrival, rows in read if rows is not None}
         for _ in range(RACES):
             try:
@@ -144,9 +146,7 @@ class Lanes:
             first = committed.events[0].event
             await self._say(committed, first, first, [])
 
-    async def _say(
-        self, committed: DataCommitted, cause: str, journey: str, causes: Sequence[dict[str, str]]
-    ) -> None:
+    async def _say(self, committed: DataCommitted, cause: str, journey: str, causes: Sequence[dict[str, str]]) -> None:
         id_ = derived_id(committed.dataset, committed.type, str(committed.version), committed.digest)
         links = causes if committed.starts_trace else ()
         sequence = await self._log.append(committed, id=id_, cause=cause, journey=journey, causes=links)
@@ -187,7 +187,7 @@ class Lanes:
             return check(reading.read_records(event.records), declared)
         assert event.uri is not None
         format_ = reading.format_of(event.uri, event.format)
-        data = reading.open_uri(event.uri, self._roots, limit=self._max_file_bytes)
+        data = fetching.open_uri(event.uri, self._roots, limit=self._max_file_bytes)
         return check(reading.read_bytes(data, format_), declared)
 
     async def _batch(self, arrival: Arrival, checked: Checked) -> Batch:

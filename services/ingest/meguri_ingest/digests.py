@@ -31,7 +31,7 @@ def content_digest(frame: pl.DataFrame) -> str:
     digest = hashlib.sha256(struct.pack("<Q", frame.height))
     for column in frame:
         digest.update(_sized(column.name.encode()) + _sized(_NAMES[column.dtype]))
-        digest.update(nulls[column.name].to_numpy())
+        digest.update(nulls[column.name].to_numpy().tobytes())
         for part in _encoded(filled[column.name]):
             digest.update(part)
     return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -16,7 +17,7 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.reader import Reader
 from meguri_chassis.store import Database
 from meguri_contracts.errors import MeguriError, PermanentError
-from meguri_contracts.events import Event, RolloutChanged
+from meguri_contracts.events import Artifact, Event, RolloutChanged
 from meguri_contracts.names import derived_id
 from nats.aio.msg import Msg
 from sqlmodel import Session
@@ -75,14 +76,14 @@ class Watcher:
         """Follow for ever."""
         await self._until_done(self._resume, "the start")
         async for messages in self._reader.after(lambda: self._position):
-            await self._until_done(lambda messages=messages: self._take(messages), "predictions")  # type: ignore[misc]
+            await self._until_done(partial(self._take, messages), "predictions")
 
     async def _resume(self) -> None:
         with self._database.read() as session:
             self._position = store.position(session)
         await self._conclude()
 
-    async def _until_done(self, step, what: str) -> None:  # type: ignore[no-untyped-def]
+    async def _until_done(self, step: Callable[[], Awaitable[None]], what: str) -> None:
         pause = 0.1
         while True:
             try:
@@ -140,7 +141,7 @@ class Watcher:
             data = await self._artifacts.get(artifact) if artifact else None
             self._references[key] = Profile.from_json(data) if data else None
 
-    def _artifact(self, model: str, version: int):  # type: ignore[no-untyped-def]
+    def _artifact(self, model: str, version: int) -> Artifact | None:
         with self._database.read() as session:
             return store.reference(session, model, version)
 
@@ -178,12 +179,12 @@ class Watcher:
             cause = derived_id(
                 row.model, "window", str(row.version), str(judged["first"]), str(judged["last"]), str(row.id)
             )
-            await self._decider.carry_out(lambda session, row=row: _follows(session, row), cause=cause, journey=cause)  # type: ignore[misc]
+            await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause)
             with self._database.write() as session:
                 store.mark_decided(session, row.id or 0)
 
 
-def _follows(session: Session, row: store.JudgedRow) -> Sequence[Event]:
+def _follows(row: store.JudgedRow, session: Session) -> Sequence[Event]:
     rule = store.rule(session, row.model)
     # Windows of other versions and those without a verdict may lie between those that count.
     latest = store.judged_up_to(session, row.model, row.id or 0, 4 * rule.windows)

@@ -149,7 +149,9 @@ def undecided(session: Session) -> Sequence[JudgedRow]:
 
 def judged_up_to(session: Session, model: str, last: int, count: int) -> list[Judged]:
     """Return the latest `count` judged windows of a model up to one, oldest first."""
-    query = select(JudgedRow).where(JudgedRow.model == model, col(JudgedRow.id) <= last, col(JudgedRow.stale).is_(False))
+    query = select(JudgedRow).where(
+        JudgedRow.model == model, col(JudgedRow.id) <= last, col(JudgedRow.stale).is_(False)
+    )
     rows = session.exec(query.order_by(col(JudgedRow.id).desc()).limit(count)).all()
     return [_JUDGED.validate_python(row.judged) for row in reversed(rows)]
 

@@ -79,6 +79,8 @@ def why_not(model: Model, data: Data | None) -> str:
         return f"dataset {model.spec.dataset.name!r} has no rows yet"
     if model.running:
         return f"run {model.running} has no verdict yet"
+    if not model.rows and data.total_rows < model.spec.retrain.first_rows:
+        return f"{data.total_rows} rows, {model.spec.retrain.first_rows} are needed for the first run"
     kinds = {trigger.kind for trigger in model.triggers}
     new_rows, retrain = data.total_rows - model.rows, model.spec.retrain
     if TrainingRequested.kind() in kinds or (SpecApplied.kind() in kinds and model.rows):

@@ -13,7 +13,7 @@ from meguri_chassis.profiles import profile_of
 from meguri_contracts.errors import Invalid, PermanentError
 from meguri_contracts.spec import Column, ColumnType, Dataset, Estimator, ModelSpec
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from meguri_training import estimators, evaluating, exporting, reading, splitting
 from meguri_training.evaluating import NotComparable

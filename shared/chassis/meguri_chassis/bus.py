@@ -94,7 +94,7 @@ class Bus:
             title=hearing.consumer.name,
         )
         async def deliver(message: NatsMessage) -> None:
-            await self._deliver(js(), hearing, message.raw_message)  # type: ignore[arg-type]
+            await self._deliver(js(), hearing, message.raw_message)
 
     async def _deliver(self, js: JetStreamContext, hearing: Hearing, msg: Msg) -> None:
         message, began = Message.read(msg), time.perf_counter()

@@ -134,9 +134,9 @@ def _filled_in_id(sequence: int) -> str:
 def _event(expected: type[Event], key: str, body: bytes) -> Event:
     data = _json_object(body)
     if "specversion" in data:
-        data = data.get("data")
-        if not isinstance(data, dict):
+        if not isinstance(data.get("data"), dict):
             raise Malformed("the structured CloudEvent has no object in 'data'")
+        data = data["data"]
     if data.setdefault(expected.key_field, key) != key:
         raise Malformed(f"{expected.key_field} is {data[expected.key_field]!r} in the body but {key!r} in the subject")
     try:

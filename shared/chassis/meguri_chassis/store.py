@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
-from alembic.operations import Operations
 from meguri_contracts.errors import TemporaryError
 from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc
 from sqlalchemy.dialects import sqlite
@@ -63,7 +62,7 @@ class JournalEntry(SQLModel, table=True):
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
-def create_log_tables(op: Operations) -> None:
+def create_log_tables() -> None:
     """Create the tables of this module; the first migration of each service calls it."""
     op.create_table(
         "log_position",

@@ -14,6 +14,7 @@ EventId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 EpisodeId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
+
 def is_name(text: str) -> bool:
     """Whether a dataset or a model may be called so."""
     return re.fullmatch(NAME_PATTERN, text) is not None

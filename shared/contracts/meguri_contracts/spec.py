@@ -92,6 +92,8 @@ class Retrain(_Spec):
 
     rows: int | None = Field(default=1, gt=0)
     """New rows since the last run that are enough for a run; null: new rows alone are no reason."""
+    first_rows: int = Field(default=1, gt=0)
+    """Rows that the dataset needs before the first run."""
     drift: bool = True
     """Whether drift makes the next new rows enough, however few."""
 

@@ -10,7 +10,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    create_log_tables(op)
+    create_log_tables()
     time = sa.DateTime(timezone=True)
     op.create_table(
         "monitoring_model",

@@ -10,7 +10,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    create_log_tables(op)
+    create_log_tables()
     op.create_table(
         "training_model",
         sa.Column("name", AutoString(), primary_key=True),

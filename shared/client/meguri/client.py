@@ -1,0 +1,208 @@
+"""The services' HTTP answers, as plain dictionaries, and events published as any upstream would."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+import nats
+from meguri_contracts.events import DataArrived
+from meguri_contracts.topology import LOG, PORTS, subject
+
+TIMEOUT = 60.0
+"""Seconds to wait for an answer."""
+
+
+class MeguriClientError(Exception):
+    """Base of what can go wrong here."""
+
+
+class Unreachable(MeguriClientError):
+    """A service does not answer at its address."""
+
+
+class Refused(MeguriClientError):
+    """A service answered that it will not; `status` is the HTTP status, the message is the service's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def address(service: str) -> str:
+    """Where a service answers: MEGURI_<SERVICE>_URL, or this machine at MEGURI_<SERVICE>_PORT or the default port."""
+    port = os.environ.get(f"MEGURI_{service.upper()}_PORT") or PORTS[service]
+    return os.environ.get(f"MEGURI_{service.upper()}_URL") or f"http://127.0.0.1:{port}"
+
+
+def broker() -> str:
+    """Where the broker answers: MEGURI_NATS_URL, or this machine."""
+    return os.environ.get("MEGURI_NATS_URL") or "nats://127.0.0.1:4222"
+
+
+class Meguri:
+    """What people and scripts ask of meguri.
+
+    >>> with Meguri() as meguri:
+    ...     meguri.apply(Path("models/digits.yaml").read_bytes())
+    ...     meguri.model("digits")["champion"]
+    """
+
+    def __init__(self, actor: str | None = None) -> None:
+        self._http = httpx.Client(timeout=TIMEOUT, headers={"Meguri-Actor": actor or _who()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    # --- data
+
+    def upload(self, dataset: str, file: Path, *, producer: str = "upload", id: str | None = None) -> dict[str, Any]:
+        """Send a file of rows, CSV, JSON Lines, Parquet or Arrow. Returns the event's id and where its receipt is."""
+        headers = {"Meguri-Producer": producer} | ({"Idempotency-Key": id} if id else {})
+        with file.open("rb") as rows:
+            return self._ask(
+                "POST", "ingest", f"/datasets/{dataset}/data", files={"file": (file.name, rows)}, headers=headers
+            )
+
+    def receipt(self, event: str, *, wait: float = 0) -> dict[str, Any]:
+        """What became of an event; `wait` up to so many seconds for it to be no longer waiting."""
+        return self._ask("GET", "ingest", f"/receipts/{event}", params={"wait": wait})
+
+    # --- models
+
+    def apply(self, spec: bytes) -> dict[str, Any]:
+        """Apply a model spec, YAML or JSON."""
+        return self._ask("POST", "registry", "/specs", content=spec)
+
+    def models(self) -> list[dict[str, Any]]:
+        return self._ask("GET", "registry", "/models")
+
+    def model(self, name: str) -> dict[str, Any]:
+        return self._ask("GET", "registry", f"/models/{name}")
+
+    def waits_for(self, name: str) -> dict[str, Any]:
+        """What training does with a model at the moment, or what its next run waits for."""
+        return self._ask("GET", "training", f"/models/{name}")
+
+    def rollouts(self, name: str) -> list[dict[str, Any]]:
+        return self._ask("GET", "registry", f"/models/{name}/rollouts")
+
+    def champion(self, name: str, at: datetime | None = None) -> dict[str, Any]:
+        params = {"at": at.isoformat()} if at else {}
+        return self._ask("GET", "registry", f"/models/{name}/champion", params=params)
+
+    def lineage(self, name: str, version: int) -> dict[str, Any]:
+        return self._ask("GET", "registry", f"/models/{name}/versions/{version}/lineage")
+
+    def train(self, name: str, reason: str) -> dict[str, Any]:
+        return self._ask("POST", "registry", f"/models/{name}/train", json={"reason": reason})
+
+    def promote(self, name: str, version: int, reason: str) -> dict[str, Any]:
+        return self._ask("POST", "registry", f"/models/{name}/promote", json={"version": version, "reason": reason})
+
+    def rollback(self, name: str, reason: str) -> dict[str, Any]:
+        return self._ask("POST", "registry", f"/models/{name}/rollback", json={"reason": reason})
+
+    # --- predictions
+
+    def infer(self, model: str, rows: Sequence[Sequence[float]], *, producer: str) -> dict[str, Any]:
+        """Ask for predictions of rows, each with the model's features in their order (Open Inference Protocol)."""
+        body = {
+            "inputs": [
+                {
+                    "name": "input",
+                    "shape": [len(rows), len(rows[0]) if rows else 0],
+                    "datatype": "FP64",
+                    "data": [float(value) for row in rows for value in row],
+                }
+            ],
+            "parameters": {"producer": producer},
+        }
+        return self._ask("POST", "inference", f"/v2/models/{model}/infer", json=body)
+
+    def prediction(self, prediction_id: str) -> dict[str, Any]:
+        """A prediction as monitoring keeps it."""
+        return self._ask("GET", "monitoring", f"/predictions/{prediction_id}")
+
+    def episodes(self, model: str | None = None) -> list[dict[str, Any]]:
+        return self._ask("GET", "monitoring", "/episodes", params={"model": model} if model else {})
+
+    def why(self, prediction_id: str) -> dict[str, Any]:
+        """Everything that led to a prediction: itself, the version that made it, and what that was made from."""
+        prediction = self.prediction(prediction_id)
+        model, version = prediction["model"], prediction["version"]
+        return {
+            "prediction": prediction,
+            "version": self._ask("GET", "registry", f"/models/{model}/versions/{version}"),
+            "lineage": self.lineage(model, version),
+            "episodes": [e for e in self.episodes(model) if prediction_id in e["samples"] or e["version"] == version],
+        }
+
+    # --- operation
+
+    def health(self, service: str) -> dict[str, Any]:
+        """Whether a service is ready, and if not, why."""
+        try:
+            return self._http.get(f"{address(service)}/health/ready").json() | {"service": service}
+        except (httpx.HTTPError, ValueError) as error:
+            return {"service": service, "ready": False, "reasons": [f"no answer at {address(service)}: {error}"]}
+
+    def _ask(self, method: str, service: str, path: str, **how: Any) -> Any:
+        try:
+            answer = self._http.request(method, address(service) + path, **how)
+        except httpx.HTTPError as error:
+            reason = f"{service} does not answer at {address(service)}: {error or type(error).__name__}; is it running?"
+            raise Unreachable(reason) from error
+        if answer.is_error:
+            raise Refused(answer.status_code, _reason(answer))
+        return answer.json()
+
+
+async def publish(
+    dataset: str,
+    *,
+    records: Sequence[Mapping[str, Any]] | None = None,
+    uri: str | None = None,
+    producer: str,
+    id: str | None = None,
+) -> str:
+    """Publish rows, or a reference to a file of rows, on the log and return the event's id, once the event is on disk."""
+    event_id = id or str(uuid4())
+    body = {"records": list(records)} if records is not None else {"uri": uri}
+    client = await nats.connect(broker().split(","), connect_timeout=5, allow_reconnect=False)
+    try:
+        headers = {
+            "Nats-Msg-Id": event_id,
+            "ce-specversion": "1.0",
+            "ce-id": event_id,
+            "ce-source": producer,
+            "ce-type": DataArrived.type,
+            "ce-time": datetime.now(UTC).isoformat(),
+        }
+        await client.jetstream().publish(
+            subject(DataArrived.kind(), dataset), json.dumps(body).encode(), stream=LOG, headers=headers
+        )
+    finally:
+        await client.close()
+    return event_id
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}: {answer.text[:200]}"
+
+
+def _who() -> str:
+    return os.environ.get("MEGURI_ACTOR") or os.environ.get("USER") or "unknown"

@@ -1,0 +1,178 @@
+"""What the commands print for people."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from meguri.traces import WIDTH, Span, Waterfall
+
+Drawn = tuple[Waterfall, list[Span], list[Span]]
+
+_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
+_VERDICTS = {"promoted": "green", "rejected": "red", "committed": "green", "waiting": "yellow"}
+
+
+def provisioned(out: Console, done: Sequence[dict[str, str]]) -> None:
+    for one in done:
+        out.print(f"{one['done']:8} {one['what']} {one['name']}")
+
+
+def status(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    for one in found:
+        state = "[green]ready[/]" if one["ready"] else f"[red]not ready[/]: {escape('; '.join(one['reasons']))}"
+        out.print(f"{one['service']:11} {state}")
+
+
+def said(out: Console, answer: dict[str, Any]) -> None:
+    for event in answer["events"] or [{"type": "nothing: it was so already"}]:
+        version = f" version {event['version']}" if "version" in event else ""
+        out.print(f"said {event['type']}{version}")
+
+
+def published(out: Console, answer: dict[str, str]) -> None:
+    out.print(f"event {answer['event']}\nmeguri receipt {answer['event']}")
+
+
+def receipt(out: Console, one: dict[str, Any]) -> None:
+    out.print(f"event     {escape(one['event'])}, from {escape(one['producer'])}, at {one['arrived']}")
+    out.print(f"status    {_coloured(one['status'])} {escape(one['reason'])}")
+    if one["dataset_version"] is not None:
+        kept = f", {one['quarantined']} quarantined" if one["quarantined"] else ""
+        out.print(f"data      {one['dataset']} version {one['dataset_version']}: {one['rows']} rows{kept}")
+    if one["heard"] > 1:
+        out.print(f"heard     {one['heard']} times, taken once")
+    for use in one["used_in"]:
+        version = f"version {use['model_version']}" if use["model_version"] else f"run {use['run']}"
+        out.print(f"used in   {use['model']} {version} ({_coloured(use['verdict'])})")
+
+
+def models(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    table = Table("model", "champion", "since", "newest", "verdict", "metrics", box=None)
+    for one in found:
+        newest = one["newest"] or {}
+        table.add_row(
+            one["model"],
+            str(one["champion"] or "none"),
+            one["since"] or "",
+            str(newest.get("version", "none")),
+            _coloured(newest.get("verdict", "")),
+            _numbers(newest.get("metrics", {})),
+        )
+    out.print(table)
+
+
+def model(out: Console, one: dict[str, Any]) -> None:
+    training = one["training"]
+    out.print(f"{one['model']}: champion {one['champion'] or 'none'}, spec version {one['spec_version']}")
+    out.print(f"training waits for: {escape(training['waits_for'])}")
+    table = Table("version", "verdict", "metrics", "champion then", "data", "rows", "fit", box=None)
+    for version in one["versions"]:
+        compared = version["compared_with"]
+        table.add_row(
+            str(version["version"]),
+            _coloured(version["verdict"]),
+            _numbers(version["metrics"]),
+            f"v{compared['version']} {_numbers(compared['metrics'])}" if compared else "none",
+            f"{version['dataset']} v{version['dataset_version']}",
+            f"{version['train_rows']}+{version['holdout_rows']}",
+            f"{version['fit_seconds']:.2f} s",
+        )
+    out.print(table)
+    for version in one["versions"]:
+        if version["verdict"] != "promoted":
+            out.print(f"version {version['version']}: {escape(version['reason'])}")
+
+
+def episodes(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    for one in found:
+        end = f"resolved {one['resolved']}: {escape(one['reason'])}" if one["resolved"] else "[red]open[/]"
+        out.print(
+            f"{one['model']} version {one['version']}: {one['feature']} moved by {one['distance']:.2f} sd, "
+            f"{one['share']:.0%} of it from [bold]{escape(one['producer'])}[/]; since {one['opened']}, {end}"
+        )
+    if not found:
+        out.print("no episode yet")
+
+
+def why(out: Console, found: dict[str, Any]) -> None:
+    prediction, version, lineage = found["prediction"], found["version"], found["lineage"]
+    answer = prediction.get("label", prediction.get("prediction"))
+    sure = f" ({prediction['probability']:.1%})" if "probability" in prediction else ""
+    out.print(f"prediction {prediction['prediction_id']}: {answer}{sure}, at {prediction['time']}")
+    out.print(f"  asked by  {escape(prediction['producer'])}; meguri trace {prediction['trace_id']}")
+    out.print(
+        f"  made by   {prediction['model']} version {prediction['version']}, {version['verdict']}: {version['reason']}"
+    )
+    for rule in version["judged"]:
+        compared = f", champion {_numbers(rule['champion'])}" if rule["champion"] else ""
+        out.print(f"            {rule['rule']}: {_numbers(rule['candidate'])}{compared}")
+    run = lineage["run"] or {"run": version["run"], "triggers": []}
+    triggers = ", ".join(f"{t['kind']} {t['event']}" for t in run["triggers"])
+    out.print(f"  run       {run['run']}, because of {triggers or 'unknown'}; meguri trace {run['run']}")
+    out.print(
+        f"  data      {lineage['dataset']} version {lineage['dataset_version']} ({lineage['dataset_digest'][:12]})"
+    )
+    for arrival in lineage["arrivals"]:
+        out.print(
+            f"            {arrival['rows']:5} rows from {escape(arrival['producer'])}, event {escape(arrival['event'])}"
+        )
+    for episode in found["episodes"]:
+        out.print(f"  drift     {episode['feature']} of {escape(episode['producer'])} since {episode['opened']}")
+
+
+def waterfalls(out: Console, drawn: Sequence[Drawn]) -> None:
+    for fall, came_from, led_to in drawn:
+        waits = f", {len(fall.waits)} waits of {sum(fall.waits):.1f} s folded (⋯)" if fall.waits else ""
+        out.print(
+            f"[bold]trace {fall.trace}[/]: {fall.seconds:.3f} s from end to end, {fall.busy:.3f} s at work{waits}"
+        )
+        for span in came_from:
+            out.print(f"  came from [dim]{_named(span)}[/]")
+        services = {service: _COLOURS[i % len(_COLOURS)] for i, service in enumerate(_services(fall))}
+        for line in fall.lines:
+            span, colour = line.span, services[line.span.service]
+            bar = Text(" " * line.first, end="").append("█" * (line.last - line.first), style=colour)
+            bar.pad_right(WIDTH - len(bar))
+            label = f"{'  ' * line.depth}{span.name}{' ✗' if span.failed else ''}"
+            name = Text(f"  {span.service:11.11} ", style=colour).append(
+                f"{label:42.42}", style="red" if span.failed else ""
+            )
+            out.print(name + bar + Text(f" {(span.end - span.start) / 1e6:9.1f} ms"), no_wrap=True, overflow="ignore")
+        for span in led_to:
+            out.print(f"  led to    [dim]{_named(span)}[/]")
+
+
+def traces_as_data(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
+    return [
+        {
+            "trace": fall.trace,
+            "seconds": fall.seconds,
+            "busy": fall.busy,
+            "waits": fall.waits,
+            "spans": [vars(line.span) | {"depth": line.depth} for line in fall.lines],
+            "came_from": [vars(span) for span in came_from],
+            "led_to": [vars(span) for span in led_to],
+        }
+        for fall, came_from, led_to in drawn
+    ]
+
+
+def _named(span: Span) -> str:
+    return f"{span.service}: {span.name}, trace {span.trace}"
+
+
+def _services(fall: Waterfall) -> list[str]:
+    return list(dict.fromkeys(line.span.service for line in fall.lines))
+
+
+def _coloured(word: str) -> str:
+    colour = _VERDICTS.get(word)
+    return f"[{colour}]{word}[/]" if colour else escape(word)
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,356 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+from meguri_contracts.events import DataArrived, DataCommitted, DataRejected
+from meguri_contracts.spec import ModelSpec
+from meguri_contracts.topology import INGEST_ARRIVALS
+from meguri_ingest.app import build
+from meguri_ingest.settings import Settings
+from meguri_ingest.tables import Batch, DatasetTable
+
+from tests.conftest import Broker, until
+from tests.services import Wire, name, running, wire
+
+ARRIVED = DataArrived.kind()
+
+
+def spec(dataset: str) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "model": dataset,
+            "task": "classification",
+            "dataset": {
+                "name": dataset,
+                "columns": {"x": {"type": "number", "max": 100}, "label": {"type": "integer"}},
+            },
+            "target": "label",
+            "estimator": {"name": "LogisticRegression"},
+            "gate": "accuracy > 0",
+            "retrain": {"rows": None},
+        }
+    )
+
+
+def rows(*values: float) -> list[dict[str, Any]]:
+    return [{"x": float(value), "label": 1} for value in values]
+
+
+def body(*values: float, **more: Any) -> bytes:
+    return json.dumps({"records": rows(*values), **more}).encode()
+
+
+def headers(id: str, source: str = "sensor-1", **more: str) -> dict[str, str]:
+    """Binary mode, without the header that the broker deduplicates by."""
+    return {"ce-specversion": "1.0", "ce-id": id, "ce-source": source, "ce-type": DataArrived.type, **more}
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """A running ingest, a declared dataset, and what to look at."""
+
+    http: httpx.AsyncClient
+    wire: Wire
+    dataset: str
+    folder: Path
+
+    async def send(self, body: bytes, headers: dict[str, str] | None = None, dataset: str | None = None) -> int:
+        return await self.wire.publish(ARRIVED, dataset or self.dataset, body, headers)
+
+    async def receipt(self, id: str) -> dict[str, Any]:
+        """The receipt of an event once it is no longer waiting."""
+        answer = await self.http.get(f"/receipts/{id}", params={"wait": 30})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["status"] != "waiting"
+        return answer.json()
+
+    async def parked(self, sequence: int) -> dict[str, str]:
+        """The dead letter that a message became."""
+
+        async def letters() -> list[dict[str, str]]:
+            found = await self.wire.parked(INGEST_ARRIVALS.name)
+            return [letter for letter in found if letter["meguri-sequence"] == str(sequence)]
+
+        return (await until(letters, f"a dead letter of {sequence}"))[0]
+
+    async def versions(self) -> list[dict[str, Any]]:
+        return (await self.http.get(f"/datasets/{self.dataset}/versions")).json()
+
+    def stored(self) -> pl.DataFrame:
+        return pl.read_delta(str(self.folder / "data" / self.dataset))
+
+    def quarantined(self) -> pl.DataFrame:
+        return pl.read_delta(str(self.folder / "data/_quarantine" / self.dataset))
+
+
+@asynccontextmanager
+async def ingesting(broker: Broker, database_url: str, folder: Path, dataset: str) -> AsyncIterator[Ingest]:
+    settings = Settings(nats_url=broker.url, database_url=database_url, var=folder)
+    async with running(build(settings)) as http, wire(broker) as beside:
+        yield Ingest(http, beside, dataset, folder)
+
+
+@pytest.fixture
+async def ingest(broker: Broker, tmp_path: Path) -> AsyncIterator[Ingest]:
+    dataset = name("d")
+    async with ingesting(broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
+        await ingest.wire.apply(spec(dataset))
+        yield ingest
+
+
+# --- what is taken ----------------------------------------------------------------------------------------------------
+
+
+async def test_records_in_binary_mode_become_rows_with_a_receipt(ingest):
+    id_ = name("e")
+    sequence = await ingest.send(body(1, 2), headers(id_))
+
+    receipt = await ingest.receipt(id_)
+    (committed,) = await ingest.wire.said(DataCommitted, ingest.dataset)
+    assert receipt["status"] == "committed"
+    assert (receipt["producer"], receipt["rows"], receipt["sequence"]) == ("sensor-1", 2, sequence)
+    assert receipt["dataset_version"] == committed.version
+    assert committed.causes == (id_,)
+    assert ingest.stored().select("x", "_event", "_producer").rows() == [(1.0, id_, "sensor-1"), (2.0, id_, "sensor-1")]
+
+
+async def test_bare_json_gets_its_id_from_the_stream_and_its_producer_from_the_body(ingest):
+    sequence = await ingest.send(body(1, producer="a camera"))
+
+    receipt = await ingest.receipt(f"meguri-{sequence}")
+    assert (receipt["status"], receipt["producer"]) == ("committed", "a camera")
+
+
+async def test_a_file_under_the_allowed_root_is_read(ingest):
+    incoming = ingest.folder / "incoming" / "new files"
+    incoming.mkdir(parents=True)
+    (incoming / "rows.csv").write_text("x,label\n1.5,1\n2.5,0\n")
+    id_ = name("e")
+    await ingest.send(json.dumps({"uri": (incoming / "rows.csv").as_uri()}).encode(), headers(id_))
+
+    assert (await ingest.receipt(id_))["status"] == "committed"
+    assert ingest.stored()["x"].to_list() == [1.5, 2.5]
+
+
+async def test_bad_rows_are_set_aside_with_the_reason_and_the_good_ones_committed(ingest):
+    id_ = name("e")
+    await ingest.send(body(1, 101, 2), headers(id_))
+
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["rows"], receipt["quarantined"]) == ("committed", 2, 1)
+    assert ingest.stored()["x"].to_list() == [1.0, 2.0]
+    (bad,) = ingest.quarantined().rows(named=True)
+    assert bad["reason"] == "x: 101.0 is above the maximum 100"
+    assert (bad["_event"], bad["_producer"]) == (id_, "sensor-1")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b'{"records": [', "the body is not JSON"),
+        (b"[1]", "the body is a JSON list, an object is expected"),
+        (b'{"records": 5}', "records: Input should be a valid tuple"),
+        (b'{"records": [{"y": 1}]}', "the batch lacks x, label and has undeclared y"),
+        (b'{"records": []}', "the batch is empty"),
+        (b"{}", "exactly one of 'records' (rows) and 'uri' (a file) is needed"),
+        (b'{"records": [], "uri": "file:///x.csv"}', "exactly one of 'records' (rows) and 'uri' (a file) is needed"),
+        (body(101, 102, 1), "2 of 3 rows are bad, at most 50% may be"),
+        (body(*range(60_000)), "bytes, at most 1,048,576 are allowed: put the rows into a file and send its uri"),
+    ],
+    ids=["no-json", "a-list", "no-rows", "other-columns", "empty", "nothing", "both", "too-many-bad", "too-large"],
+)
+async def test_what_cannot_be_taken_gets_a_receipt_that_says_why(ingest, sent, reason):
+    id_ = name("e")
+    await ingest.send(sent, headers(id_))
+
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["dataset"], receipt["producer"]) == ("rejected", ingest.dataset, "sensor-1")
+    assert reason in receipt["reason"]
+    (rejected,) = await ingest.wire.said(DataRejected, ingest.dataset)
+    assert (rejected.event, rejected.reason) == (id_, receipt["reason"])
+
+
+async def test_an_unknown_dataset_is_refused_with_the_known_ones(ingest):
+    id_ = name("e")
+    await ingest.send(body(1), headers(id_), dataset=name("unknown"))
+
+    receipt = await ingest.receipt(id_)
+    assert receipt["status"] == "rejected"
+    assert "no applied model spec declares it" in receipt["reason"]
+    assert ingest.dataset in receipt["reason"]
+
+
+async def test_a_file_that_is_not_there_is_refused(ingest):
+    id_ = name("e")
+    uri = (ingest.folder / "incoming/nothing.csv").as_uri()
+    await ingest.send(json.dumps({"uri": uri}).encode(), headers(id_))
+
+    assert (await ingest.receipt(id_))["reason"] == f"there is nothing at {uri!r}"
+
+
+@pytest.mark.parametrize("way", ["plain", "dots", "link", "encoded"])
+async def test_a_file_outside_the_roots_is_refused_however_it_is_named(ingest, way):
+    incoming, secret = ingest.folder / "incoming", ingest.folder / "secret.csv"
+    incoming.mkdir()
+    secret.write_text("x,label\n1,1\n")
+    (incoming / "link.csv").symlink_to(secret)
+    uri = {
+        "plain": secret.as_uri(),
+        "dots": f"{incoming.as_uri()}/../secret.csv",
+        "link": f"{incoming.as_uri()}/link.csv",
+        "encoded": f"{incoming.as_uri()}/%2e%2e/secret.csv",
+    }[way]
+    id_ = name("e")
+    await ingest.send(json.dumps({"uri": uri}).encode(), headers(id_))
+
+    receipt = await ingest.receipt(id_)
+    assert receipt["status"] == "rejected"
+    assert "is not under an allowed root" in receipt["reason"]
+
+
+@pytest.mark.parametrize("key", ["Upper", "a.b", "x" * 64])
+async def test_what_no_receipt_can_be_written_for_is_a_dead_letter(ingest, key):
+    sequence = await ingest.send(body(1), headers(name("e")), dataset=key)
+
+    letter = await ingest.parked(sequence)
+    assert "which is no name" in letter["meguri-reason"]
+    assert letter["meguri-subject"] == f"meguri.events.{ARRIVED}.{key}"
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_sent_twice_is_in_the_table_once(ingest):
+    id_ = name("e")
+    first = await ingest.send(body(1, 2), headers(id_, **{"Nats-Msg-Id": id_}))
+    again = await ingest.send(body(1, 2), headers(id_, **{"Nats-Msg-Id": id_}))
+    await ingest.receipt(id_)
+    # As after the broker has forgotten the id.
+    await ingest.send(body(1, 2), headers(id_))
+    await ingest.send(body(1, 2), headers(id_))
+    last = name("e")
+    await ingest.send(body(3), headers(last))
+    await ingest.receipt(last)
+
+    assert again == first
+    assert ingest.stored()["x"].to_list() == [1.0, 2.0, 3.0]
+    assert (await ingest.receipt(id_))["heard"] == 3
+
+
+async def test_the_same_event_twice_at_once_is_in_the_table_once(ingest):
+    id_ = name("e")
+    await asyncio.gather(*(ingest.send(body(1, 2), headers(id_)) for _ in range(5)))
+
+    assert (await ingest.receipt(id_))["status"] == "committed"
+    last = name("e")
+    await ingest.send(body(3), headers(last))
+    await ingest.receipt(last)
+    assert ingest.stored()["x"].to_list() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("second", [body(9), b"no JSON", body(101)], ids=["good", "malformed", "bad"])
+async def test_an_id_that_another_producer_used_is_a_dead_letter_and_the_first_receipt_stands(ingest, second):
+    id_ = name("e")
+    await ingest.send(body(1), headers(id_, "sensor-1"))
+    first = await ingest.receipt(id_)
+    taken = await ingest.send(second, headers(id_, "sensor-2"))
+
+    letter = await ingest.parked(taken)
+    assert f"id '{id_}' was used by sensor-1" in letter["meguri-reason"]
+    assert await ingest.receipt(id_) == first
+    assert ingest.stored()["x"].to_list() == [1.0]
+    assert await ingest.wire.said(DataRejected, ingest.dataset) == []
+
+
+async def test_a_correction_under_a_used_id_changes_nothing_that_was_said(ingest):
+    id_ = name("e")
+    await ingest.send(body(1), headers(id_))
+    first = await ingest.receipt(id_)
+    await ingest.send(b"no JSON", headers(id_))
+    last = name("e")
+    await ingest.send(body(2), headers(last))
+    await ingest.receipt(last)
+
+    assert (await ingest.receipt(id_))["status"] == "committed"
+    assert (await ingest.receipt(id_))["dataset_version"] == first["dataset_version"]
+
+
+async def test_an_id_that_is_too_long_harms_no_neighbour(ingest):
+    long, ids = "x" * 257, [name("e") for _ in range(3)]
+    sequence, *_ = await asyncio.gather(
+        ingest.send(body(9), headers(long)), *(ingest.send(body(1), headers(id_)) for id_ in ids)
+    )
+
+    assert {(await ingest.receipt(id_))["status"] for id_ in ids} == {"committed"}
+    assert "256" in (await ingest.parked(sequence))["meguri-reason"]
+    assert ingest.stored()["x"].to_list() == [1.0] * 3
+
+
+# --- many, and in spite of crashes ------------------------------------------------------------------------------------
+
+
+async def test_what_arrives_together_becomes_few_versions_and_each_gets_its_receipt(ingest):
+    ids = [name("e") for _ in range(50)]
+    await asyncio.gather(*(ingest.send(body(n, n + 0.5), headers(id_)) for n, id_ in enumerate(ids)))
+
+    receipts = [await ingest.receipt(id_) for id_ in ids]
+    assert {receipt["status"] for receipt in receipts} == {"committed"}
+    versions = await ingest.versions()
+    assert len(versions) <= 10
+    assert sum(version["rows"] for version in versions) == versions[0]["total_rows"] == 100
+    assert sorted(ingest.stored()["x"]) == sorted([*range(50), *(n + 0.5 for n in range(50))])
+
+
+async def test_a_commit_that_a_crash_left_unsaid_is_said_once_and_its_rows_stand_once(broker, database_url, tmp_path):
+    dataset, id_ = name("d"), name("e")
+    async with wire(broker) as beside:
+        await beside.apply(spec(dataset))
+        await beside.publish(ARRIVED, dataset, body(1, 2), headers(id_))
+        # This is how far ingest came before it died.
+        good = pl.DataFrame({"x": [1.0, 2.0], "label": [1, 1]})
+        batch = Batch(event=id_, producer="sensor-1", good=good)
+        unsaid = DatasetTable(str(tmp_path / "data" / dataset)).commit(dataset, [batch], datetime.now(UTC))
+
+    async with ingesting(broker, database_url, tmp_path, dataset) as ingest:
+        receipt = await ingest.receipt(id_)
+        later = name("e")
+        await ingest.send(body(3), headers(later))
+        await ingest.receipt(later)
+
+        assert (receipt["status"], receipt["dataset_version"]) == ("committed", unsaid.version)
+        said = await ingest.wire.said(DataCommitted, dataset)
+        assert said[0] == unsaid
+        assert [event.causes for event in said] == [(id_,), (later,)]
+        assert ingest.stored()["x"].to_list() == [1.0, 2.0, 3.0]
+
+
+async def test_replicas_share_a_dataset_and_each_row_stands_once(broker, database_url, tmp_path):
+    dataset, ids = name("d"), [name("e") for _ in range(100)]
+    async with (
+        ingesting(broker, database_url, tmp_path, dataset) as one,
+        ingesting(broker, database_url, tmp_path, dataset) as other,
+    ):
+        await one.wire.apply(spec(dataset))
+        await asyncio.gather(
+            *((one, other)[n % 2].send(body(n), headers(id_)) for n, id_ in enumerate(ids))
+        )
+        receipts = [await one.receipt(id_) for id_ in ids]
+
+        assert {receipt["status"] for receipt in receipts} == {"committed"}
+        assert sorted(one.stored()["x"]) == [float(n) for n in range(100)]
+        said = await one.wire.said(DataCommitted, dataset)
+        assert [event.version for event in said] == sorted({event.version for event in said})
+        assert sorted(cause for event in said for cause in event.causes) == sorted(ids)
+        assert said[-1].total_rows == 100
+        assert await other.versions() == await one.versions()
