@@ -76,8 +76,8 @@ async def test_what_arrives_in_one_turn_of_the_loop_is_computed_together(iris):
     first, second = await asyncio.gather(model.predict(iris.x[:1]), model.predict(iris.x[1:3]))
     later = await model.predict(iris.x[:1])
 
-    assert first.outputs[1].base is second.outputs[1].base
-    assert later.outputs[1].base is not first.outputs[1].base
+    assert first.batch is second.batch
+    assert later.batch is not first.batch
 
 
 async def test_the_loop_turns_while_many_rows_are_computed(forest):

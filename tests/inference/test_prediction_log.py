@@ -49,9 +49,9 @@ def broker() -> Broker:
 
 
 def add(log: PredictionLog, model: LoadedModel, prediction_id: str, x: np.ndarray, **more) -> None:
-    outputs = model._run([x])
+    (answer,) = model._compute([x])
     told = {"microseconds": NOON, "producer": "cam-7", "trace_id": "t1"} | more
-    log.add(model, prediction_id=prediction_id, x=x, outputs=outputs, **told)
+    log.add(model, prediction_id=prediction_id, answer=answer, **told)
 
 
 async def test_a_batch_holds_who_asked_what_and_what_was_answered(broker, iris):
@@ -93,6 +93,24 @@ async def test_rows_of_one_request_are_numbered_and_share_what_is_said_of_it(bro
     (table,) = broker.tables
     assert table["prediction_id"].to_pylist() == ["a", "b:0", "b:1", "b:2"]
     assert table["producer"].to_pylist() == ["one", "three", "three", "three"]
+
+
+async def test_requests_computed_together_keep_their_own_rows_whatever_the_order_they_are_logged_in(broker, iris):
+    log, model = PredictionLog(broker.publish), iris.load()
+    questions = {"one": iris.x[[0]], "two": iris.x[[50, 60]], "three": iris.x[[100]], "alone": iris.x[[120]]}
+    together = await asyncio.gather(*(model.predict(questions[name]) for name in ("one", "two", "three")))
+    answers = dict(zip(("one", "two", "three"), together, strict=True)) | {"alone": await model.predict(iris.x[[120]])}
+    assert answers["one"].batch is answers["three"].batch
+    for name in ("three", "alone", "two"):
+        log.add(model, prediction_id=name, microseconds=NOON, producer=name, trace_id="", answer=answers[name])
+
+    await log.close()
+
+    (table,) = broker.tables
+    x = iris.x[[100, 120, 50, 60]]
+    assert table["prediction_id"].to_pylist() == ["three", "alone", "two:0", "two:1"]
+    assert [table[name].to_pylist() for name in iris.deployed.signature.features] == x.T.tolist()
+    assert table["label"].to_pylist() == iris.estimator.predict(x).tolist()
 
 
 async def test_the_columns_have_the_types_of_the_model(broker, flowers, forest, ridge):

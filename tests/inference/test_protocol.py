@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from meguri_contracts.errors import Invalid, TooLarge
 from meguri_inference import protocol
-from meguri_inference.protocol import Codec
+from meguri_inference.protocol import Answer, Batch, Codec
 
 FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 ROW = [5.1, 3.5, 1.4, 0.2]
@@ -26,6 +26,15 @@ def narrow(forest) -> Codec:
 
 def body(data: Any, *, shape=(1, 4), datatype="FP64", name="x", **more: Any) -> bytes:
     return json.dumps({"inputs": [{"name": name, "shape": shape, "datatype": datatype, "data": data}], **more}).encode()
+
+
+def answer_of(codec: Codec, *outputs: np.ndarray) -> Answer:
+    rows = len(outputs[0])
+    return Answer(Batch(np.zeros((rows, 4)), list(outputs)), 0, rows, codec.write(list(outputs)))
+
+
+def encoded(codec: Codec, answer: Answer, wanted: tuple[int, ...], client_id: str | None = None) -> dict[str, Any]:
+    return json.loads(codec.encode(answer, wanted, prediction_id="p1", trace_id="t1", client_id=client_id))
 
 
 def refusal(codec: Codec, raw: bytes, kind: type[Exception] = Invalid) -> str:
@@ -143,10 +152,9 @@ def test_all_outputs_are_given_when_none_is_named(codec):
 
 
 def test_an_answer_carries_ids_version_shapes_and_flat_data(codec):
-    outputs = [np.array([2, 0]), np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])]
+    given = answer_of(codec, np.array([2, 0]), np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]))
 
-    told = {"prediction_id": "p1", "trace_id": "t1", "client_id": 'a "quoted" id'}
-    answer = json.loads(codec.encode(codec.write(outputs), 2, (0, 1), **told))
+    answer = encoded(codec, given, (0, 1), client_id='a "quoted" id')
 
     assert answer == {
         "model_name": "iris",
@@ -161,13 +169,13 @@ def test_an_answer_carries_ids_version_shapes_and_flat_data(codec):
 
 
 def test_without_an_id_of_the_client_the_prediction_id_stands_in_its_place(codec):
-    answer = json.loads(codec.encode([b"1", b"0,1,0"], 1, (0,), prediction_id="p1", trace_id="", client_id=None))
+    answer = encoded(codec, answer_of(codec, np.array([1]), np.zeros((1, 3))), (0,))
 
     assert answer["id"] == "p1"
 
 
 def test_outputs_are_given_in_the_order_in_which_they_were_asked_for(codec):
-    answer = json.loads(codec.encode([b"1", b"0,1,0"], 1, (1, 0), prediction_id="p", trace_id="", client_id=None))
+    answer = encoded(codec, answer_of(codec, np.array([1]), np.zeros((1, 3))), (1, 0))
 
     assert [output["name"] for output in answer["outputs"]] == ["probabilities", "label"]
 
@@ -191,7 +199,7 @@ def test_text_labels_are_written_as_text(flowers):
     labels = np.array(["setosa", 'virg"ini],[ca'], object)
     outputs = [labels, np.zeros((2, 3))]
 
-    answer = json.loads(codec.encode(codec.write(outputs), 2, (0,), prediction_id="p", trace_id="", client_id=None))
+    answer = encoded(codec, answer_of(codec, *outputs), (0,))
 
     assert answer["outputs"][0] == {"name": "label", "datatype": "BYTES", "shape": [2], "data": labels.tolist()}
     assert [json.loads(text) for text in codec.write_rows(outputs)[0]] == labels.tolist()

@@ -73,9 +73,10 @@ class FastPath:
         if scope["type"] == "http" and scope["method"] == "POST":
             path: str = scope["path"]
             if path.startswith(_BEFORE) and path.endswith(_AFTER):
-                match path[len(_BEFORE) : -len(_AFTER)].split("/"):
-                    case [name]:
-                        return await self._infer(name, None, scope["headers"], receive, send)
+                name = path[len(_BEFORE) : -len(_AFTER)]
+                if "/" not in name:
+                    return await self._infer(name, None, scope["headers"], receive, send)
+                match name.split("/"):
                     case [name, "versions", version]:
                         return await self._infer(name, version, scope["headers"], receive, send)
         return await self._inner(scope, receive, send)
@@ -100,12 +101,10 @@ class FastPath:
                 microseconds=now,
                 producer=request.producer or producer or UNKNOWN_PRODUCER,
                 trace_id=trace_id,
-                x=request.x,
-                outputs=answer.outputs,
+                answer=answer,
             )
             body = model.codec.encode(
-                answer.texts,
-                rows,
+                answer,
                 request.wanted,
                 prediction_id=prediction_id,
                 trace_id=trace_id,

@@ -4,16 +4,16 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Self
 
-import msgspec
 import numpy as np
 import onnxruntime
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature, Tensor
 
 from meguri_inference.prediction_log import RESERVED_COLUMNS
-from meguri_inference.protocol import FLOATS, Array, Codec, Outputs, Texts
+from meguri_inference.protocol import FLOATS, Answer, Array, Batch, Codec
 
 MAX_BATCHED_ROWS = 64
 """A request with more rows gains nothing from company and goes to a thread by itself."""
@@ -30,13 +30,6 @@ _DATATYPES = {
 _ANSWERS = ({"label", "probabilities"}, {"label"}, {"prediction"})
 _MEMORY = 0.1
 """Weight of the newest call in what is known of the cost."""
-
-
-class Answer(msgspec.Struct, frozen=True, gc=False):
-    """What the model says about the rows of one request, as arrays and as text."""
-
-    outputs: Outputs
-    texts: Texts
 
 
 _Waiting = tuple[Array, asyncio.Future[Answer]]
@@ -83,7 +76,8 @@ class LoadedModel:
             model = cls(name, deployed, session)
             zero = np.zeros((1, len(deployed.signature.features)), FLOATS[deployed.signature.input.datatype])
             # Two rows, or a graph that folds its rows into one would not show it.
-            for tensor, values in zip(deployed.signature.outputs, model._run([zero, zero]), strict=True):
+            tried, _ = model._run([zero, zero])
+            for tensor, values in zip(deployed.signature.outputs, tried.outputs, strict=True):
                 _check_shape(tensor, values.shape)
         except Invalid as error:
             raise Unservable(name, deployed.version, str(error)) from error
@@ -112,7 +106,7 @@ class LoadedModel:
         else:
             _settle(batch, self._compute(xs))
 
-    def _compute_in_thread(self, batch: list[_Waiting]) -> "asyncio.Future[list[Answer | NoAnswer]]":
+    def _compute_in_thread(self, batch: list[_Waiting]) -> "asyncio.Future[list[Answer | Exception]]":
         work = asyncio.get_running_loop().run_in_executor(None, self._compute, [x for x, _ in batch])
         work.add_done_callback(lambda done: _settle(batch, done.result()))
         return work
@@ -122,70 +116,62 @@ class LoadedModel:
         if self._waiting:
             self._answer_waiting()
 
-    def _compute(self, xs: Sequence[Array]) -> list[Answer | NoAnswer]:
+    def _compute(self, xs: Sequence[Array]) -> list[Answer | Exception]:
         """Answer all of `xs` in one call; if that fails, each by itself, so that nobody pays for another's rows."""
-        started = time.thread_time()
         try:
-            outputs = self._finite(self._run(xs))
-        except NoAnswer as error:
+            batch, seconds = self._run(xs)
+            slowness = seconds / self._estimate(len(batch.x))
+            self._slowness += (slowness - self._slowness) * _MEMORY
+            self._check_finite(batch)
+            return self._share_out(batch, [len(x) for x in xs])
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer is told
             return [error] if len(xs) == 1 else [self._compute([x])[0] for x in xs]
-        answers = self._share_out(outputs, [len(x) for x in xs])
-        slowness = (time.thread_time() - started) / self._estimate(len(outputs[0]))
-        self._slowness += (slowness - self._slowness) * _MEMORY
-        return answers
 
     def _calibrate(self, zero: Array) -> None:
         """Measure what a call and a row cost. Real rows may cost more than zeros: `_slowness` follows them."""
         one, many = ([zero] * rows for rows in (1, MAX_BATCHED_ROWS))
-        one_seconds, many_seconds = (min(self._seconds(xs) for _ in range(3)) for xs in (one, many))
+        one_seconds, many_seconds = (min(self._run(xs)[1] for _ in range(3)) for xs in (one, many))
         self._row_seconds = max(many_seconds - one_seconds, 0) / (MAX_BATCHED_ROWS - 1)
         self._call_seconds = one_seconds
-
-    def _seconds(self, xs: Sequence[Array]) -> float:
-        """Of this thread alone: waiting for others does not make a model slow."""
-        started = time.thread_time()
-        self._run(xs)
-        return time.thread_time() - started
 
     def _estimate(self, rows: int) -> float:
         return self._call_seconds + rows * self._row_seconds
 
-    def _share_out(self, outputs: Outputs, shares: list[int]) -> list[Answer | NoAnswer]:
-        """Give each of those who share `outputs` the rows that are his."""
+    def _share_out(self, batch: Batch, shares: list[int]) -> list[Answer | Exception]:
+        """Give each of those who share `batch` the rows that are his."""
         if len(shares) == 1:
-            return [Answer(outputs, self.codec.write(outputs))]
-        written = self.codec.write_rows(outputs)
-        answers: list[Answer | NoAnswer] = []
-        start = 0
-        for rows in shares:
-            end = start + rows
-            texts = [of[start] if rows == 1 else b",".join(of[start:end]) for of in written]
-            answers.append(Answer([values[start:end] for values in outputs], texts))
-            start = end
-        return answers
+            return [Answer(batch, 0, shares[0], self.codec.write(batch.outputs))]
+        written = self.codec.write_rows(batch.outputs)
+        if len(shares) == len(batch.x):
+            return [Answer(batch, at, 1, texts) for at, texts in enumerate(zip(*written, strict=True))]
+        return [
+            Answer(batch, end - rows, rows, [b",".join(texts[end - rows : end]) for texts in written])
+            for rows, end in zip(shares, accumulate(shares), strict=True)
+        ]
 
-    def _run(self, xs: Sequence[Array]) -> Outputs:
+    def _run(self, xs: Sequence[Array]) -> tuple[Batch, float]:
+        """Return all rows with their outputs, and the seconds of this thread: waiting for others makes no model slow."""
+        started = time.thread_time()
         try:
             x = xs[0] if len(xs) == 1 else np.concatenate(xs)
-            outputs: Outputs = self._session.run(self._outputs, {self._input: x})
+            outputs = self._session.run(self._outputs, {self._input: x})
         except Exception as error:  # ONNX Runtime's have no common base
             raise NoAnswer(self.name, str(error)) from error
-        return outputs
+        return Batch(x, outputs), time.thread_time() - started
 
-    def _finite(self, outputs: Outputs) -> Outputs:
+    def _check_finite(self, batch: Batch) -> None:
         for at in self._real:
-            values = outputs[at]
+            values = batch.outputs[at]
             # The sum of squares is cheap and not finite if any value is not, or if it is merely very large.
             if not math.isfinite(np.vdot(values, values)) and not np.isfinite(values).all():
                 raise NoAnswer(self.name, f"{self._outputs[at]} would be infinite or not a number")
-        return outputs
 
 
-def _settle(batch: list[_Waiting], answers: list[Answer | NoAnswer]) -> None:
+def _settle(batch: list[_Waiting], answers: list[Answer | Exception]) -> None:
     for (_, future), answer in zip(batch, answers, strict=True):
         if future.done():
             continue  # its caller was cancelled
-        if isinstance(answer, NoAnswer):
+        if isinstance(answer, Exception):
             future.set_exception(answer)
         else:
             future.set_result(answer)

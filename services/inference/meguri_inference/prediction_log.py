@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from meguri_contracts.errors import PermanentError
 
-from meguri_inference.protocol import Array, Outputs
+from meguri_inference.protocol import Answer, Array, Batch
 
 if TYPE_CHECKING:
     from meguri_inference.predicting import LoadedModel
@@ -56,8 +56,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     microseconds: int
     producer: str
     trace_id: str
-    x: Array
-    outputs: Outputs
+    answer: Answer
 
 
 class PredictionLog:
@@ -99,13 +98,13 @@ class PredictionLog:
         microseconds: int,
         producer: str,
         trace_id: str,
-        x: Array,
-        outputs: Outputs,
+        answer: Answer,
     ) -> None:
-        """Note the answer `outputs` to the rows of `x`, given at `microseconds` since 1970. Keeps the arrays."""
-        self._pending.append(_Entry(model, prediction_id, microseconds, producer, trace_id, x, outputs))
-        self._rows += len(x)
-        self._bytes += x.nbytes + _ENTRY_BYTES
+        """Note an answer given at `microseconds` since 1970."""
+        entry = _Entry(model, prediction_id, microseconds, producer, trace_id, answer)
+        self._pending.append(entry)
+        self._rows += answer.rows
+        self._bytes += _memory(entry)
         if self._bytes > self._max_pending_bytes:
             self._drop_oldest()
         if self._rows >= self._max_rows:
@@ -159,15 +158,15 @@ class PredictionLog:
         taken: dict[LoadedModel, list[_Entry]] = {}
         while self._pending and self._in_hand < self._max_rows:
             entry = self._forget_oldest()
-            self._in_hand += len(entry.x)
+            self._in_hand += entry.answer.rows
             taken.setdefault(entry.model, []).append(entry)
         self._due = self._rows >= self._max_rows or (self._closing and bool(self._pending))
         return taken
 
     def _forget_oldest(self) -> _Entry:
         entry = self._pending.popleft()
-        self._rows -= len(entry.x)
-        self._bytes -= entry.x.nbytes + _ENTRY_BYTES
+        self._rows -= entry.answer.rows
+        self._bytes -= _memory(entry)
         return entry
 
     async def _deliver(self, model: str, body: bytes, rows: int) -> None:
@@ -189,7 +188,7 @@ class PredictionLog:
         lost = 0
         # A tenth at a time, so that a full log does not warn with every prediction.
         while self._pending and self._bytes > 0.9 * self._max_pending_bytes:
-            lost += len(self._forget_oldest().x)
+            lost += self._forget_oldest().answer.rows
         self._drop(lost, f"more than {self._max_pending_bytes} bytes are waiting")
 
     def _drop(self, rows: int, reason: str) -> None:
@@ -212,7 +211,7 @@ def _messages(model: "LoadedModel", entries: list[_Entry]) -> Iterator[tuple[byt
     rows = 0
     for entry in entries:
         chunk.append(entry)
-        rows += len(entry.x)
+        rows += entry.answer.rows
         if rows >= per_message or entry is entries[-1]:
             table = _table(model, chunk)
             for start in range(0, rows, per_message):
@@ -233,32 +232,40 @@ def _fitting(table: pa.Table) -> Iterator[tuple[bytes, int]]:
         yield from _fitting(table.slice(half))
 
 
+def _memory(entry: _Entry) -> int:
+    """About what an entry takes in memory, in bytes, while it waits."""
+    x = entry.answer.batch.x
+    return entry.answer.rows * int(x.strides[0]) + _ENTRY_BYTES
+
+
 def _row_bytes(model: "LoadedModel", entry: _Entry) -> int:
     """About what a row takes in a message."""
-    return int(entry.x[0].nbytes) + len(model.name) + len(entry.producer) + 128
+    return int(entry.answer.batch.x.strides[0]) + len(model.name) + len(entry.producer) + 128
 
 
 def _table(model: "LoadedModel", entries: list[_Entry]) -> pa.Table:
-    counts = [len(entry.x) for entry in entries]
+    counts = [entry.answer.rows for entry in entries]
     total = sum(counts)
-    each = pa.array(np.repeat(np.arange(len(entries)), counts))
 
     def per_row(values: list[str]) -> pa.Array:
         column = pa.array(values, pa.string())
-        return column if total == len(entries) else column.take(each)
+        return column if total == len(entries) else column.take(pa.array(np.repeat(np.arange(len(values)), counts)))
 
     times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), counts)
     columns = {
-        "prediction_id": pa.array([row for entry in entries for row in row_ids(entry.prediction_id, len(entry.x))]),
+        "prediction_id": pa.array(
+            [row for entry in entries for row in row_ids(entry.prediction_id, entry.answer.rows)]
+        ),
         "time": pa.array(times).cast(pa.timestamp("us", tz="UTC")),
         "model": pa.repeat(pa.scalar(model.name), total),
         "version": pa.repeat(pa.scalar(model.version, pa.int64()), total),
         "producer": per_row([entry.producer for entry in entries]),
         "trace_id": per_row([entry.trace_id for entry in entries]),
     }
-    features = np.ascontiguousarray(np.concatenate([entry.x for entry in entries]).T)
+    batches, index = _batches(entries)
+    features = np.ascontiguousarray(np.concatenate([batch.x for batch in batches])[index].T)
     columns.update(zip(model.signature.features, map(pa.array, features), strict=True))
-    columns.update(_answers(model, entries))
+    columns.update(_answers(model, batches, index))
     return pa.table(columns)
 
 
@@ -267,10 +274,28 @@ def row_ids(prediction_id: str, rows: int) -> list[str]:
     return [prediction_id] if rows == 1 else [f"{prediction_id}:{row}" for row in range(rows)]
 
 
-def _answers(model: "LoadedModel", entries: list[_Entry]) -> dict[str, pa.Array]:
+def _batches(entries: list[_Entry]) -> tuple[list[Batch], Array]:
+    """Return the batches that the entries are part of, and where their rows stand in all the batches' rows."""
+    batches: dict[int, Batch] = {}
+    offsets: dict[int, int] = {}
+    end = 0
+    starts = []
+    for entry in entries:
+        batch = entry.answer.batch
+        if id(batch) not in batches:
+            batches[id(batch)] = batch
+            offsets[id(batch)] = end
+            end += len(batch.x)
+        starts.append(offsets[id(batch)] + entry.answer.start)
+    counts = np.array([entry.answer.rows for entry in entries])
+    ends = np.cumsum(counts)
+    return list(batches.values()), np.repeat(np.array(starts) - (ends - counts), counts) + np.arange(ends[-1])
+
+
+def _answers(model: "LoadedModel", batches: list[Batch], index: Array) -> dict[str, pa.Array]:
     """Column `prediction`, or `label` (text or integer) and `probability`: the row's largest, null if unknown."""
     answers = {
-        tensor.name: np.concatenate([entry.outputs[at] for entry in entries])
+        tensor.name: np.concatenate([batch.outputs[at] for batch in batches])[index]
         for at, tensor in enumerate(model.signature.outputs)
     }
     if "prediction" in answers:

@@ -22,7 +22,7 @@ from meguri_inference import __version__
 Array = NDArray[Any]
 Outputs = list[Array]
 """What a model says about some rows: one array per output, in the order of the signature, rows first."""
-Texts = list[bytes]
+Texts = Sequence[bytes]
 """The same as a client reads it: the values of each output in JSON, flat, without the brackets."""
 
 Datatype = TypeVar("Datatype")
@@ -88,6 +88,30 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     wanted: tuple[int, ...]
 
 
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """Rows that were computed together, and what the model says about them."""
+
+    x: Array
+    outputs: Outputs
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """The answer to one request: its `rows` rows of `batch` from `start` on, and their outputs as text."""
+
+    batch: Batch
+    start: int
+    rows: int
+    texts: Texts
+
+    @property
+    def x(self) -> Array:
+        return self.batch.x[self.start : self.start + self.rows]
+
+    @property
+    def outputs(self) -> Outputs:
+        return [values[self.start : self.start + self.rows] for values in self.batch.outputs]
+
+
 class Codec:
     """Reads the requests and writes the answers of one model version."""
 
@@ -147,15 +171,14 @@ class Codec:
 
     def encode(
         self,
-        texts: Texts,
-        rows: int,
+        answer: Answer,
         wanted: tuple[int, ...],
         *,
         prediction_id: str,
         trace_id: str,
         client_id: str | None,
     ) -> bytes:
-        """Return the answer to a request of `rows` rows, with those outputs that are `wanted`."""
+        """Return what is sent to the client: of `answer` those outputs that are `wanted`."""
         prediction = prediction_id.encode()
         values: list[bytes | int] = [
             b'"%b"' % prediction if client_id is None else orjson.dumps(client_id),
@@ -163,7 +186,7 @@ class Codec:
             trace_id.encode(),
         ]
         for at in wanted:
-            values += (rows, texts[at])
+            values += (answer.rows, answer.texts[at])
         return self._templates[wanted] % tuple(values)
 
     def _values(self, tensor: _Input[str, Any], rows: int) -> Array:

@@ -5,7 +5,7 @@ import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from fastapi import APIRouter, File, Header, Query, Request, UploadFile
@@ -46,7 +46,7 @@ def routes(service: Service, settings: Settings, artifacts: Artifacts) -> APIRou
 
     async def accept(event: DataArrived, id_: str, source: str) -> Accepted:
         await log.append(event, id=id_, cause=id_, journey=id_, source=source)
-        return Accepted(event=id_, receipt=f"/receipts/{id_}")
+        return Accepted(event=id_, receipt=f"/receipts/{quote(id_)}")
 
     @router.post("/events", tags=["upstream"], status_code=202)
     async def post_events(request: Request) -> list[Accepted]:

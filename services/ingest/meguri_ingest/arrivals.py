@@ -112,7 +112,7 @@ class Lanes:
         read = await asyncio.gather(
             *(self._read(arrival, declared) for arrival in await self._without_settled(arrivals))
         )
-        checked = {arrival.message.id: (arrival, rows) for arrival, rows in read if rows is not None}
+        checked = [(arrival, rows) for arrival, rows in read if rows is not None]
         for _ in range(RACES):
             try:
                 await self._commit(dataset, checked)
@@ -122,16 +122,17 @@ class Lanes:
                 return
         raise race
 
-    async def _commit(self, dataset: str, checked: dict[str, tuple[Arrival, Checked]]) -> None:
+    async def _commit(self, dataset: str, checked: Sequence[tuple[Arrival, Checked]]) -> None:
         table = await asyncio.to_thread(DatasetTable, f"{self._data_url}/{dataset}")
         await self._say_what_was_not_said(dataset, table)
-        left = await self._without_settled([arrival for arrival, _ in checked.values()])
+        left = await self._without_settled([arrival for arrival, _ in checked])
         # The same event twice in one go: the first stands for both.
+        rows = {arrival.message.id: rows for arrival, rows in reversed(checked)}
         distinct = {arrival.message.id: arrival for arrival in reversed(left)}
         if not distinct:
             return
         first = min(distinct.values(), key=lambda arrival: arrival.message.sequence)
-        batches = [await self._batch(arrival, checked[id_][1]) for id_, arrival in sorted(distinct.items())]
+        batches = [await self._batch(arrival, rows[id_]) for id_, arrival in sorted(distinct.items())]
         committed = await asyncio.to_thread(table.commit, dataset, batches, datetime.now(UTC))
         # In the trace of the arrival, or of the first of several; then the event begins a trace that links to all.
         saying = self._say(committed, first.message.id, first.message.journey, [one.trace for one in distinct.values()])

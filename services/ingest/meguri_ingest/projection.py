@@ -40,7 +40,9 @@ def evolve(session: Session, event: Event, message: Message) -> None:
             _commit(session, event, message)
         case DataRejected():
             row = _receipt(session, event.event, event.dataset, event.producer, message)
-            row.status, row.reason = "rejected", event.reason
+            # Its id may have been that of another arrival, whose receipt stands.
+            if row.status == "waiting" and row.is_of(event.dataset, event.producer):
+                row.status, row.reason = "rejected", event.reason
         case ModelTrained():
             if session.get(UseRow, event.run) is None:
                 use = UseRow(

@@ -79,11 +79,14 @@ def why_not(model: Model, data: Data | None) -> str:
         return f"dataset {model.spec.dataset.name!r} has no rows yet"
     if model.running:
         return f"run {model.running} has no verdict yet"
-    if not model.rows and data.total_rows < model.spec.retrain.first_rows:
-        return f"{data.total_rows} rows, {model.spec.retrain.first_rows} are needed for the first run"
     kinds = {trigger.kind for trigger in model.triggers}
     new_rows, retrain = data.total_rows - model.rows, model.spec.retrain
-    if TrainingRequested.kind() in kinds or (SpecApplied.kind() in kinds and model.rows):
+    if TrainingRequested.kind() in kinds:
+        return ""
+    if not model.rows:
+        needed = max(retrain.first_rows, retrain.rows or 1)
+        return "" if new_rows >= needed else f"{new_rows} rows, {needed} are needed for the first run"
+    if SpecApplied.kind() in kinds:
         return ""
     if retrain.rows is not None and new_rows >= retrain.rows:
         return ""
@@ -121,8 +124,9 @@ def _remember(model: Model, event: Event, event_id: str) -> Model:
 
 
 def _that_matter(model: Model) -> tuple[Trigger, ...]:
-    """A first run is due to its rows; that there is a spec is no news then."""
-    return tuple(trigger for trigger in model.triggers if model.rows or trigger.kind != SpecApplied.kind())
+    """A first run is due to its rows, where they came later than the spec."""
+    rows = tuple(trigger for trigger in model.triggers if trigger.kind != SpecApplied.kind())
+    return rows if rows and not model.rows else model.triggers
 
 
 def _after(model: Model, answered: tuple[Trigger, ...]) -> tuple[Trigger, ...]:

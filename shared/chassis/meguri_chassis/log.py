@@ -15,8 +15,9 @@ from urllib.parse import quote, unquote
 
 from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
-from meguri_contracts.names import NAME_PATTERN, is_name
+from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -44,6 +45,18 @@ class LogUnavailable(TemporaryError):
 
 class MovedOn(TemporaryError):
     """The key has events newer than the state that was decided on: decide again."""
+
+
+@dataclass
+class _Delivered(Msg):  # type: ignore[misc] # nats-py is not typed
+    """A message as the client reads it: no sender's header `Status` is mistaken for the broker's word, and skipped."""
+
+    def __post_init__(self) -> None:
+        if self.headers and self.reply.startswith("$JS.ACK."):
+            self.headers.pop("Status", None)
+
+
+Client.msg_class = _Delivered
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,9 @@ class Message:
     ) -> Self:
         kind, _, key = subject.removeprefix(f"{EVENT_PREFIX}.").partition(".")
         attributes = _attributes(headers, body)
-        id_ = attributes.get("id") or headers.get("Nats-Msg-Id") or _filled_in_id(sequence)
+        id_ = attributes.get("id") or _storable(headers.get("Nats-Msg-Id", "")) or _filled_in_id(sequence)
+        if len(id_) > MAX_ID_LENGTH:
+            id_ = derived_id(id_)
         return cls(
             sequence=sequence,
             kind=kind,
@@ -107,11 +122,7 @@ class Message:
         expected = BY_KIND.get(self.kind)
         if expected is None:
             raise Malformed(f"{self.kind!r} is no kind of event; known are {', '.join(sorted(BY_KIND))}")
-        if len(self.body) > MAX_INLINE_BYTES:
-            raise TooLarge(
-                f"the event has {len(self.body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: "
-                "put the rows into a file and send its uri"
-            )
+        _check_size(self.body)
         stated = _attributes(self.headers, self.body).get("type")
         if stated and BY_TYPE.get(stated) is not expected:
             raise Malformed(f"type {stated!r} is not known for subject {self.kind!r}; expected {expected.type!r}")
@@ -125,6 +136,14 @@ class Message:
     def context(self) -> dict[str, str]:
         """The W3C trace context that came with the message."""
         return {name: self.headers[name] for name in ("traceparent", "tracestate") if name in self.headers}
+
+
+def _check_size(body: bytes) -> None:
+    if len(body) > MAX_INLINE_BYTES:
+        raise TooLarge(
+            f"the event has {len(body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: "
+            "put the rows into a file and send its uri"
+        )
 
 
 def _filled_in_id(sequence: int) -> str:
@@ -165,13 +184,15 @@ def _json_object(body: bytes) -> dict[str, Any]:
 def _attributes(headers: Mapping[str, str], body: bytes) -> dict[str, str]:
     """CloudEvents attributes, from the headers (binary) or from the body (structured)."""
     binary = {
-        name.lower()[3:]: unquote(value) for name, value in headers.items() if name.lower().startswith("ce-") and value
+        name.lower()[3:]: _storable(unquote(value))
+        for name, value in headers.items()
+        if name.lower().startswith("ce-") and value
     }
     if binary or len(body) > MAX_INLINE_BYTES:
         return binary
     if b'"specversion"' in body:
         try:
-            return {name: value for name, value in _json_object(body).items() if isinstance(value, str)}
+            return {name: _storable(value) for name, value in _json_object(body).items() if isinstance(value, str)}
         except Malformed:
             return {}
     return {}
@@ -184,15 +205,23 @@ def _producer(body: bytes) -> str | None:
         producer = _json_object(body).get("producer")
     except Malformed:
         return None
-    return producer if isinstance(producer, str) else None
+    return _storable(producer) if isinstance(producer, str) else None
+
+
+def _storable(text: str) -> str:
+    """Replace what no database takes, lone surrogates and NUL: an attribute may be odd, but must not stop a projection."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "?")
 
 
 def _time(text: str | None) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text) if text else None
-    except ValueError:
+    if not text:
         return None
-    return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
+    try:
+        time = datetime.fromisoformat(text)
+        # In UTC, because SQLite forgets the zone.
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 class EventLog:
@@ -215,9 +244,12 @@ class EventLog:
     ) -> int:
         """Append an event and return its stream sequence, once it is on disk.
 
-        `source` is who says so, this service if not given. `causes` are trace contexts to link to. `expected` is the last sequence that the event's key may have; MovedOn is
-        raised if it has a later one. An id that was appended before is not appended again; its sequence is returned.
+        `source` is who says so, this service if not given. `causes` are trace contexts to link to. `expected` is the last
+        sequence that the event's key may have; MovedOn is raised if it has a later one. An id that was appended before is
+        not appended again; its sequence is returned. Raises TooLarge for what no reader would take, LogUnavailable.
         """
+        body = event.model_dump_json().encode()
+        _check_size(body)
         with telemetry.publishing(event, id=id, cause=cause, journey=journey, causes=causes) as (span, own_journey):
             headers = ce_headers(event, id=id, source=source or self._source, time=datetime.now(UTC))
             headers |= {"ce-journeyid": ce_value(own_journey), "ce-causeid": ce_value(cause)}
@@ -225,7 +257,7 @@ class EventLog:
                 headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
                 headers["Nats-Expected-Last-Subject-Sequence-Subject"] = key_subjects(event.key)
             propagate.inject(headers)
-            ack = await self._publish(subject(event.kind(), event.key), event.model_dump_json().encode(), headers)
+            ack = await self._publish(subject(event.kind(), event.key), body, headers)
             span.set_attribute("nats.stream.sequence", ack.seq)
         telemetry.APPENDED.labels(event.kind()).inc()
         return int(ack.seq)

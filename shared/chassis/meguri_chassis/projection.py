@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from meguri_contracts.errors import PermanentError, TemporaryError
 from meguri_contracts.events import Event
+from meguri_contracts.names import is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -106,7 +107,8 @@ class Projection:
             return row.sequence
 
     def _apply_one(self, session: Session, message: Message) -> None:
-        session.merge(Head(key=message.key, sequence=message.sequence))
+        if is_name(message.key):
+            session.merge(Head(key=message.key, sequence=message.sequence))
         if message.kind not in self._hears:
             return
         try:

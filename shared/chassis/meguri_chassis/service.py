@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 WAIT = 1.0
 """Seconds between tries while something that was never there is waited for."""
+
+AFTER = "Answer from tables that contain the log up to this sequence: for whoever has seen an event there."
 
 STATUS: dict[type[MeguriError], int] = {
     NotFound: 404,
@@ -73,7 +75,11 @@ class Service:
         self.log = EventLog(self.jetstream, f"meguri/{settings.service}")
         self.decider = Decider(self.log, database, projection) if database and projection else None
         self.app = FastAPI(
-            title=f"meguri {settings.service}", description=description, version="0.1.0", lifespan=self._lifespan
+            title=f"meguri {settings.service}",
+            description=description,
+            version="0.1.0",
+            lifespan=self._lifespan,
+            dependencies=[Depends(self._caught_up)],
         )
         self._hearings: list[Hearing] = []
         self._readers: list[Reader] = []
@@ -155,6 +161,12 @@ class Service:
             self._spawn(self._start(broker))
             yield
             self._stopping = True
+
+    async def _caught_up(
+        self, after: Annotated[int | None, Header(alias="Meguri-After", ge=0, description=AFTER)] = None
+    ) -> None:
+        if after is not None and self.projection:
+            await self.projection.reached(after)
 
     async def _start(self, broker: NatsBroker) -> None:
         self._client = await self._until("the broker", broker.connect)

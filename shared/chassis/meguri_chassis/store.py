@@ -6,10 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import sqlalchemy
 from alembic import command, op
 from alembic.config import Config
 from meguri_contracts.errors import TemporaryError
+from psycopg.abc import Buffer
+from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc
 from sqlalchemy.dialects import sqlite
 from sqlmodel import Field, Session, SQLModel, create_engine
@@ -149,7 +152,7 @@ def _translated() -> Iterator[None]:
 
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ")
+        return _postgresql(url)
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -165,3 +168,22 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _postgresql(url: str) -> Engine:
+    # In UTC, because Python has no year 0, where year 1 of other zones lies.
+    in_utc = {"options": "-c timezone=UTC"}
+    engine = create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ", connect_args=in_utc)
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: psycopg.Connection[Any], _: Any) -> None:
+        connection.adapters.register_dumper(str, _WithoutNul)
+
+    return engine
+
+
+class _WithoutNul(StrDumperUnknown):
+    """PostgreSQL takes no NUL in a text; JSON does, and an upstream's text must not stop a projection."""
+
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(obj.replace("\x00", "?"))

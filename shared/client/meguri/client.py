@@ -14,6 +14,8 @@ import nats
 from meguri_contracts.events import DataArrived
 from meguri_contracts.topology import LOG, PORTS, subject
 
+AFTER = "Meguri-After"
+"""Header that names the last sequence of the log which the one who asks has seen."""
 TIMEOUT = 60.0
 """Seconds to wait for an answer."""
 
@@ -63,6 +65,11 @@ class Meguri:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+    def has_seen(self, sequence: int) -> None:
+        """Have every later answer contain the log up to a sequence that was seen there."""
+        known = int(self._http.headers.get(AFTER, 0))
+        self._http.headers[AFTER] = str(max(known, sequence))
 
     # --- data
 

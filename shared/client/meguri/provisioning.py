@@ -37,7 +37,9 @@ class Provisioned:
 
 async def provision(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
     """Create or update everything the services need. Idempotent. Raises BrokerAway."""
-    client = await _patiently(lambda: nats.connect(nats_url.split(","), connect_timeout=2, allow_reconnect=False))
+    client = await _patiently(
+        lambda: nats.connect(nats_url.split(","), connect_timeout=2, allow_reconnect=False, error_cb=_said_by_patience)
+    )
     try:
         js = client.jetstream(timeout=10)
         # JetStream answers a moment after the broker does.
@@ -57,6 +59,10 @@ async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
             if asyncio.get_running_loop().time() > until:
                 raise BrokerAway(f"no broker answered within {READY_WITHIN:.0f} s: {error!r}") from error
             await asyncio.sleep(0.1)
+
+
+async def _said_by_patience(error: Exception) -> None:
+    """What the client meets is told once, when patience ends."""
 
 
 async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Provisioned:

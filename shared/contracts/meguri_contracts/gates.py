@@ -6,6 +6,7 @@ champion on the same hold-out; numbers, `+`, `-`, `*`, `/` and parentheses are a
 
 import ast
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,6 +31,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
 }
 MAX_LENGTH = 1000
 """Characters a gate may have; nobody reads a longer one."""
+MAX_DEPTH = 50
+"""Levels of parts within parts. Python's own limit depends on the caller, and a gate must be valid everywhere or nowhere."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,19 @@ def parse_gate(text: str) -> tuple[Rule, ...]:
         raise Invalid(f"gate: {len(text)} characters, at most {MAX_LENGTH} are allowed")
     try:
         body = ast.parse(text.strip(), mode="eval").body
+        if _is_too_deep(body):
+            raise Invalid(f"gate: at most {MAX_DEPTH} levels of parts within parts are allowed")
+        parts = body.values if isinstance(body, ast.BoolOp) and isinstance(body.op, ast.And) else [body]
+        return tuple(_rule(part) for part in parts)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Invalid(f"gate {text!r} cannot be read: {error}") from error
-    parts = body.values if isinstance(body, ast.BoolOp) and isinstance(body.op, ast.And) else [body]
-    return tuple(_rule(part) for part in parts)
+
+
+def _is_too_deep(tree: ast.AST) -> bool:
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def _rule(node: ast.expr) -> Rule:
@@ -84,7 +96,9 @@ def _rule(node: ast.expr) -> Rule:
 
 def _check(node: ast.expr) -> None:
     match node:
-        case ast.Constant(value=int() | float()) | ast.Name():
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and number <= sys.float_info.max:
+            return
+        case ast.Name(id=name) if name != "champion":
             return
         case ast.Attribute(value=ast.Name(id="champion")):
             return

@@ -10,7 +10,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 DatasetName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-EventId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+MAX_ID_LENGTH = 256
+EventId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 EpisodeId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 

@@ -1,8 +1,10 @@
 """The model spec: one YAML page that says what to train on what, when, and what is good enough to serve."""
 
 import re
+from collections import Counter
 from enum import StrEnum
 from functools import cached_property
+from math import prod
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -141,6 +143,8 @@ class ModelSpec(_Spec):
         columns = self.dataset.columns
         if missing := [n for n in (*self.feature_names, self.target) if n not in columns]:
             raise ValueError(f"{missing[0]!r} is not a column of dataset {self.dataset.name!r}")
+        if twice := [n for n, count in Counter(self.feature_names).items() if count > 1]:
+            raise ValueError(f"feature {twice[0]!r} is named twice")
         if self.target in self.feature_names:
             raise ValueError(f"the target {self.target!r} is also a feature")
         if taken := sorted(PREDICTION_COLUMNS & set(self.feature_names)):
@@ -171,11 +175,12 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 def expand(pattern: str) -> list[str]:
     """Return the names that a pattern stands for: `p_{0..2}` is p_0, p_1, p_2; ranges may be several."""
-    match = _RANGE.search(pattern)
-    if not match:
-        return [pattern]
-    first, last = int(match[1]), int(match[2])
-    if last < first or last - first >= MAX_COLUMNS:
-        raise ValueError(f"{pattern!r}: the range must rise and stand for at most {MAX_COLUMNS} names")
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [name for i in range(first, last + 1) for name in expand(f"{before}{i}{after}")]
+    before, *parts = _RANGE.split(pattern)
+    ranges = [(int(first), int(last) + 1, after) for first, last, after in zip(*[iter(parts)] * 3, strict=True)]
+    counts = [end - first for first, end, _ in ranges]
+    if min(counts, default=1) < 1 or prod(counts) > MAX_COLUMNS:
+        raise ValueError(f"{pattern!r}: ranges must rise and stand for at most {MAX_COLUMNS} names")
+    names = [before]
+    for first, end, after in ranges:
+        names = [f"{name}{i}{after}" for name in names for i in range(first, end)]
+    return names

@@ -1,0 +1,342 @@
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from meguri_contracts.errors import Conflict, NotFound
+from meguri_contracts.events import (
+    ApprovalRequested,
+    Artifact,
+    Evaluation,
+    Event,
+    ModelRegistered,
+    ModelTrained,
+    PromotionRejected,
+    RolloutChanged,
+    Signature,
+    SpecApplied,
+    Tensor,
+    TrainingRequested,
+)
+from meguri_contracts.spec import ModelSpec
+from meguri_registry.promotion import Model, apply_spec, deployed, evolve, judge, previous, promote
+
+
+def spec(gate: str = "accuracy >= 0.8 and accuracy >= champion.accuracy - 0.01", **changes) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "model": "digits",
+            "task": "classification",
+            "dataset": {"name": "images", "columns": {"x": {"type": "number"}, "digit": {"type": "integer"}}},
+            "target": "digit",
+            "estimator": {"name": "LogisticRegression"},
+            "gate": gate,
+            **changes,
+        }
+    )
+
+
+def artifact(content: str) -> Artifact:
+    return Artifact(uri=f"file:///{content}", digest=content, size=len(content))
+
+
+def trained(run: str, accuracy: float, champion: tuple[int, float] | None = None, onnx: str = "") -> ModelTrained:
+    """A trained model that was compared with `champion`: its version and its accuracy."""
+    return ModelTrained(
+        model="digits",
+        run=run,
+        spec_version=1,
+        dataset="images",
+        dataset_version=1,
+        dataset_digest="d",
+        train_rows=75,
+        holdout_rows=25,
+        candidate=Evaluation(version=0, metrics={"accuracy": accuracy}),
+        champion=Evaluation(version=champion[0], metrics={"accuracy": champion[1]}) if champion else None,
+        onnx=artifact(onnx or f"onnx of {run}"),
+        skops=artifact("skops"),
+        profile=artifact("profile"),
+        signature=Signature(
+            features=("x",),
+            input=Tensor(name="x", datatype="FP64", shape=(-1, 1)),
+            outputs=(Tensor(name="label", datatype="INT64", shape=(-1,)),),
+        ),
+        parity=0,
+        environment={},
+        seconds=1,
+        fit_seconds=1,
+    )
+
+
+@dataclass
+class Registry:
+    """A model's events and the state that follows from them; commands are decided on it, as the service does."""
+
+    model: Model = Model(name="digits")
+    log: list[Event] = field(default_factory=list)
+    known: dict[int, ModelTrained] = field(default_factory=dict)
+
+    def carry_out(self, events: list[Event]) -> list[Event]:
+        for event in events:
+            self.log.append(event)
+            self.model = evolve(self.model, event)
+        return events
+
+    def apply(self, spec: ModelSpec) -> list[Event]:
+        return self.carry_out(apply_spec(self.model, spec, "ada", {}))
+
+    def hear(self, event: ModelTrained) -> list[Event]:
+        said = self.carry_out(judge(self.model, event))
+        self.known[self.model.runs[event.run]] = event
+        return said
+
+    def promote(self, version: int) -> list[Event]:
+        return self.carry_out(promote(self.model, deployed(self.known[version], version), "ada", "by hand"))
+
+    def rollback(self) -> list[Event]:
+        return self.promote(previous(self.model))
+
+    @property
+    def champion(self) -> int | None:
+        return self.model.champion.version if self.model.champion else None
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry()
+    registry.apply(spec())
+    return registry
+
+
+def types(events: list[Event]) -> list[type[Event]]:
+    return [type(event) for event in events]
+
+
+# --- specs ------------------------------------------------------------------------------------------------------------
+
+
+def test_specs_are_counted_and_the_same_again_says_nothing():
+    registry = Registry()
+    first, again, other = registry.apply(spec()), registry.apply(spec()), registry.apply(spec("accuracy > 0.9"))
+
+    assert [event.version for event in (*first, *other)] == [1, 2]
+    assert again == []
+    assert types(registry.apply(spec())) == [SpecApplied]
+
+
+def test_a_dataset_that_another_model_declares_otherwise_is_a_conflict():
+    theirs = spec().dataset.model_copy(update={"max_bad_share": 0.1})
+
+    with pytest.raises(Conflict, match="dataset 'images' is declared differently by another model"):
+        apply_spec(Model(name="digits"), spec(), "ada", {"images": theirs})
+    assert len(apply_spec(Model(name="digits"), spec(), "ada", {"images": spec().dataset, "else": theirs})) == 1
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_model_that_is_good_enough_becomes_champion(registry):
+    registered, rollout = registry.hear(trained("a", 0.8))
+
+    assert registered == ModelRegistered(model="digits", version=1, run="a")
+    assert isinstance(rollout, RolloutChanged)
+    assert (rollout.plan.champion.version, rollout.plan.champion.onnx.digest) == (1, "onnx of a")
+    assert (rollout.previous, rollout.actor, rollout.reason) == (None, "registry", "the gate holds")
+    assert [(one.rule, one.holds) for one in rollout.judged] == [
+        ("accuracy >= 0.8", True),
+        ("accuracy >= champion.accuracy - 0.01", True),
+    ]
+
+
+def test_a_first_model_below_the_bar_is_rejected_with_the_numbers(registry):
+    _, rejected = registry.hear(trained("a", 0.79))
+
+    assert isinstance(rejected, PromotionRejected)
+    assert rejected.reason == "the gate does not hold: accuracy >= 0.8"
+    assert rejected.judged[0].candidate == {"accuracy": 0.79}
+    assert registry.champion is None
+
+
+@pytest.mark.parametrize(("accuracy", "champion"), [(0.90, 2), (0.89, 2), (0.889, 1), (0.95, 2)])
+def test_a_challenger_becomes_champion_if_it_is_hardly_worse(registry, accuracy, champion):
+    registry.hear(trained("a", 0.9))
+    registry.hear(trained("b", accuracy, champion=(1, 0.9)))
+
+    assert registry.champion == champion
+
+
+def test_a_rejected_challenger_is_shown_beside_the_champion_it_lost_to(registry):
+    registry.hear(trained("a", 0.9))
+    _, rejected = registry.hear(trained("b", 0.85, champion=(1, 0.9)))
+
+    assert rejected.reason == "the gate does not hold: accuracy >= champion.accuracy - 0.01"
+    assert (rejected.judged[1].candidate, rejected.judged[1].champion) == ({"accuracy": 0.85}, {"accuracy": 0.9})
+
+
+@pytest.mark.parametrize("compared_with", [None, (2, 0.9)])
+def test_a_comparison_with_another_than_the_champion_counts_for_nothing_and_is_asked_for_again(registry, compared_with):
+    registry.hear(trained("a", 0.9))
+    _, rejected, requested = registry.hear(trained("b", 0.99, champion=compared_with))
+
+    named = "version 2" if compared_with else "no champion"
+    assert rejected.reason == f"it was compared with {named}, but version 1 serves now"
+    assert requested == TrainingRequested(model="digits", reason=f"version 2: {rejected.reason}", actor="registry")
+    assert registry.champion == 1
+
+
+def test_a_metric_that_was_not_measured_fails_its_rule_in_words():
+    registry = Registry()
+    registry.apply(spec("f1_macro > 0.5"))
+    _, rejected = registry.hear(trained("a", 0.9))
+
+    assert "the candidate has no metric 'f1_macro'; it has accuracy" in rejected.reason
+
+
+def test_a_model_without_a_spec_cannot_be_judged():
+    with pytest.raises(NotFound, match="has no spec"):
+        judge(Model(name="digits"), trained("a", 0.9))
+
+
+def test_a_run_is_judged_once(registry):
+    registry.hear(trained("a", 0.9))
+    registry.hear(trained("b", 0.1, champion=(1, 0.9)))
+
+    assert judge(registry.model, trained("a", 0.9)) == []
+    assert judge(registry.model, trained("b", 0.1, champion=(1, 0.9))) == []
+
+
+def test_a_run_that_was_registered_before_a_crash_gets_its_verdict_and_no_second_number(registry):
+    registered, rollout = judge(registry.model, trained("a", 0.9))
+    registry.carry_out([registered])
+
+    assert judge(registry.model, trained("a", 0.9)) == [rollout]
+
+
+# --- people -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rejected_version_can_be_promoted_by_hand_and_again_says_nothing(registry):
+    registry.hear(trained("a", 0.9))
+    registry.hear(trained("b", 0.5, champion=(1, 0.9)))
+    (rollout,) = registry.promote(2)
+
+    assert (rollout.plan.champion.version, rollout.previous, rollout.actor) == (2, 1, "ada")
+    assert registry.promote(2) == []
+
+
+def test_a_rollback_goes_back_step_by_step(registry):
+    registry.hear(trained("a", 0.9))
+    registry.hear(trained("b", 0.9, champion=(1, 0.9)))
+    registry.hear(trained("c", 0.9, champion=(2, 0.9)))
+
+    champions = [registry.champion]
+    for _ in range(2):
+        registry.rollback()
+        champions.append(registry.champion)
+    assert champions == [3, 2, 1]
+    with pytest.raises(Conflict, match="no earlier champion"):
+        registry.rollback()
+
+
+def test_after_a_rollback_the_same_bytes_need_a_person(registry):
+    registry.hear(trained("a", 0.9))
+    registry.hear(trained("b", 0.95, champion=(1, 0.9), onnx="bad bytes"))
+    registry.rollback()
+    _, asked = registry.hear(trained("c", 0.95, champion=(1, 0.9), onnx="bad bytes"))
+
+    assert isinstance(asked, ApprovalRequested)
+    assert "rolled back before" in asked.reason
+    assert [one.holds for one in asked.judged] == [True, True]
+    assert registry.champion == 1
+    registry.promote(3)
+    assert registry.champion == 3
+    assert types(registry.hear(trained("d", 0.95, champion=(3, 0.95), onnx="bad bytes"))) == [
+        ModelRegistered,
+        RolloutChanged,
+    ]
+
+
+def test_other_bytes_need_nobody_after_a_rollback(registry):
+    registry.hear(trained("a", 0.9))
+    registry.hear(trained("b", 0.95, champion=(1, 0.9)))
+    registry.rollback()
+
+    assert types(registry.hear(trained("c", 0.95, champion=(1, 0.9)))) == [ModelRegistered, RolloutChanged]
+
+
+# --- whatever happens -------------------------------------------------------------------------------------------------
+
+runs = st.tuples(
+    st.just("trained"),
+    st.sampled_from("abcdef"),
+    st.sampled_from([0.5, 0.8, 0.9]),
+    st.none() | st.integers(1, 4),
+    st.sampled_from(["bytes one", "bytes two", "bytes three"]),
+)
+commands = st.lists(
+    runs
+    | st.tuples(st.just("promote"), st.integers(1, 6))
+    | st.tuples(st.just("rollback"))
+    | st.tuples(st.just("spec"), st.sampled_from(["accuracy > 0.7", "accuracy >= champion.accuracy"])),
+    max_size=25,
+)
+
+
+def carry_out(registry: Registry, command: tuple) -> None:
+    match command:
+        case ("trained", run, accuracy, other, onnx):
+            # Mostly the champion of the moment, sometimes another.
+            against = other if other else registry.champion
+            registry.hear(trained(run, accuracy, (against, 0.8) if against else None, onnx))
+        case ("promote", version):
+            if version in registry.known:
+                registry.promote(version)
+        case ("rollback",):
+            if registry.model.past:
+                registry.rollback()
+        case ("spec", gate):
+            registry.apply(spec(gate))
+
+
+@given(commands)
+def test_whatever_happens_versions_have_no_gaps_each_run_has_one_verdict_and_the_log_tells_all(commands):
+    registry = Registry()
+    registry.apply(spec())
+    for command in commands:
+        carry_out(registry, command)
+
+    versions = [event.version for event in registry.log if isinstance(event, ModelRegistered)]
+    assert versions == list(range(1, len(versions) + 1))
+    assert len(set(registry.model.runs)) == len(versions)
+
+    by_registry = [
+        event.plan.champion.run if isinstance(event, RolloutChanged) else event.run
+        for event in registry.log
+        if isinstance(event, PromotionRejected | ApprovalRequested)
+        or (isinstance(event, RolloutChanged) and event.actor == "registry")
+    ]
+    assert sorted(by_registry) == sorted(registry.model.runs)
+
+    rollouts = [event for event in registry.log if isinstance(event, RolloutChanged)]
+    assert [event.previous for event in rollouts] == [None, *(event.plan.champion.version for event in rollouts)][
+        : len(rollouts)
+    ]
+    assert registry.champion == (rollouts[-1].plan.champion.version if rollouts else None)
+    assert registry.champion not in registry.model.past
+
+    folded = Model(name="digits")
+    for event in registry.log:
+        folded = evolve(folded, event)
+    assert folded == registry.model == Model.model_validate_json(registry.model.model_dump_json())
+
+
+@given(commands)
+def test_whatever_happened_a_cause_heard_twice_says_nothing_new(commands):
+    registry = Registry()
+    registry.apply(spec())
+    for command in commands:
+        carry_out(registry, command)
+        if command[0] in ("trained", "spec"):
+            said = len(registry.log)
+            carry_out(registry, command)
+            assert len(registry.log) == said
