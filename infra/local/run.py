@@ -33,7 +33,7 @@ def main() -> int:
     try:
         with Laptop(Path(os.environ.get("MEGURI_VAR", "var"))) as laptop:
             asyncio.run(provision(broker()))
-            _wait_until_ready(laptop)
+            wait_until_ready(laptop)
             print(f"broker and {len(SERVICES)} services are ready after {time.monotonic() - began:.1f} s", flush=True)
             observed = runpy.run_path("examples/digits/story.py")["play"](laptop)
             if once:
@@ -47,7 +47,8 @@ def main() -> int:
     return 0
 
 
-def _wait_until_ready(laptop: Laptop) -> None:
+def wait_until_ready(laptop: Laptop) -> None:
+    """Return when every service is ready. Raises CannotStart with the reasons when that takes too long."""
     until = time.monotonic() + READY_WITHIN
     with Meguri() as meguri:
         waiting = list(SERVICES)

@@ -343,9 +343,7 @@ async def test_replicas_share_a_dataset_and_each_row_stands_once(broker, databas
         ingesting(broker, database_url, tmp_path, dataset) as other,
     ):
         await one.wire.apply(spec(dataset))
-        await asyncio.gather(
-            *((one, other)[n % 2].send(body(n), headers(id_)) for n, id_ in enumerate(ids))
-        )
+        await asyncio.gather(*((one, other)[n % 2].send(body(n), headers(id_)) for n, id_ in enumerate(ids)))
         receipts = [await one.receipt(id_) for id_ in ids]
 
         assert {receipt["status"] for receipt in receipts} == {"committed"}

@@ -252,10 +252,11 @@ def _table(model: "LoadedModel", entries: list[_Entry]) -> pa.Table:
         return column if total == len(entries) else column.take(pa.array(np.repeat(np.arange(len(values)), counts)))
 
     times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), counts)
+    ids = [entry.prediction_id for entry in entries]
+    if total > len(entries):
+        ids = [row for each, rows in zip(ids, counts, strict=True) for row in row_ids(each, rows)]
     columns = {
-        "prediction_id": pa.array(
-            [row for entry in entries for row in row_ids(entry.prediction_id, entry.answer.rows)]
-        ),
+        "prediction_id": pa.array(ids, pa.string()),
         "time": pa.array(times).cast(pa.timestamp("us", tz="UTC")),
         "model": pa.repeat(pa.scalar(model.name), total),
         "version": pa.repeat(pa.scalar(model.version, pa.int64()), total),

@@ -104,10 +104,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     texts: Texts
 
     @property
-    def x(self) -> Array:
-        return self.batch.x[self.start : self.start + self.rows]
-
-    @property
     def outputs(self) -> Outputs:
         return [values[self.start : self.start + self.rows] for values in self.batch.outputs]
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Self
 from urllib.parse import quote, unquote
 
-from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
+from meguri_contracts.errors import Malformed, MeguriError, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
 from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject

@@ -125,7 +125,12 @@ def publishing(
     token = context.attach(within)
     try:
         with tracer.start_as_current_span(
-            f"publish {event.kind()}", kind=SpanKind.PRODUCER, attributes=attributes, links=links
+            f"publish {event.kind()}",
+            kind=SpanKind.PRODUCER,
+            attributes=attributes,
+            links=links,
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
             yield span, journey
     finally:
