@@ -32,32 +32,36 @@ def openapi(service: str) -> dict[str, Any]:
 
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI 3.0 document: a channel and a message per event, and who says and hears it."""
+    schemas: dict[str, Any] = {}
+    channels = {event.kind(): _channel(event, schemas) for event in EVENTS}
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "meguri", "version": "0.1.0", "description": "The events of meguri on NATS JetStream."},
         "defaultContentType": "application/json",
-        "channels": {event.kind(): _channel(event) for event in EVENTS},
+        "channels": channels,
         "operations": dict(_operation(*pair) for pair in _pairs()),
-        "components": {"schemas": {}},
+        "components": {"schemas": schemas},
     }
 
 
-def _channel(event: type[Event]) -> dict[str, Any]:
+def _channel(event: type[Event], schemas: dict[str, Any]) -> dict[str, Any]:
     return {
         "address": subject(event.kind(), f"{{{event.key_field}}}"),
         "parameters": {event.key_field: {"description": f"Name of the {event.key_field}."}},
-        "messages": {event.kind(): _message(event)},
+        "messages": {event.kind(): _message(event, schemas)},
     }
 
 
-def _message(event: type[Event]) -> dict[str, Any]:
+def _message(event: type[Event], schemas: dict[str, Any]) -> dict[str, Any]:
+    payload = event.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= payload.pop("$defs", {})
     text = {"type": "string"}
     attributes = ("ce-id", "ce-source", "ce-specversion", "ce-type", "ce-time", "ce-subject", "ce-causeid", "ce-journeyid")
     return {
         "name": event.type,
         "description": event.__doc__,
         "headers": {"type": "object", "properties": dict.fromkeys((*attributes, "traceparent", "Nats-Msg-Id"), text)},
-        "payload": event.model_json_schema(),
+        "payload": payload,
     }
 
 

@@ -15,7 +15,7 @@ from meguri_chassis.log import EventLog
 from meguri_chassis.profiles import Profile
 from meguri_chassis.projection import Projection
 from meguri_chassis.reader import Reader
-from meguri_chassis.store import Database
+from meguri_chassis.store import Database, locked_position, move_position
 from meguri_contracts.errors import MeguriError, PermanentError
 from meguri_contracts.events import Artifact, Event, RolloutChanged
 from meguri_contracts.names import derived_id
@@ -152,12 +152,11 @@ class Watcher:
 
     def _count(self, batches: Sequence[Batch], last: int) -> None:
         with self._database.write() as session:
-            position = store.locked_position(session)
+            position = locked_position(session, store.PREDICTIONS)
             for batch in batches:
-                if batch.sequence > position.sequence:
+                if batch.sequence > position:
                     self._count_one(session, batch)
-            position.sequence = max(position.sequence, last)
-            session.add(position)
+            move_position(session.connection(), store.PREDICTIONS, max(position, last))
 
     def _count_one(self, session: Session, batch: Batch) -> None:
         reference = self._references[batch.model, batch.version]

@@ -112,17 +112,6 @@ def position(session: Session) -> int:
     return row.sequence if row else 0
 
 
-def locked_position(session: Session) -> Position:
-    """Return the same for writing: one replica at a time counts on from it."""
-    query = select(Position).where(Position.projection == PREDICTIONS).with_for_update()
-    row = session.exec(query).one_or_none()
-    if row is None:
-        row = Position(projection=PREDICTIONS, sequence=0)
-        session.add(row)
-        session.flush()
-    return row
-
-
 def open_window(session: Session, model: str, version: int) -> Window:
     row = session.get(OpenWindowRow, (model, version))
     return Window.from_bytes(row.window) if row else Window()

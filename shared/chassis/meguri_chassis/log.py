@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Self
 from urllib.parse import quote, unquote
+from uuid import uuid4
 
-from meguri_contracts.errors import Malformed, MeguriError, TemporaryError, TooLarge
+from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
 from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
@@ -36,6 +37,8 @@ APPEND_PATIENCE = 30.0
 """Seconds over which an append is tried again, with the same id, before it is given up as a TemporaryError."""
 WRONG_LAST_SEQUENCE = 10071
 """The broker's error code for an append that expected another last sequence."""
+WRONG_LAST_ID = 10070
+"""The broker's error code for an append that expected another last message id."""
 _CE_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
@@ -47,16 +50,21 @@ class MovedOn(TemporaryError):
     """The key has events newer than the state that was decided on: decide again."""
 
 
-@dataclass
-class _Delivered(Msg):  # type: ignore[misc] # nats-py is not typed
-    """A message as the client reads it: no sender's header `Status` is mistaken for the broker's word, and skipped."""
-
-    def __post_init__(self) -> None:
-        if self.headers and self.reply.startswith("$JS.ACK."):
-            self.headers.pop("Status", None)
+_build_message = Client._build_message
 
 
-Client.msg_class = _Delivered
+def _build_any_message(
+    client: Client, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+) -> Msg:
+    """Let the client deliver what any sender can put into the log; of itself two kinds of message would stop every reader."""
+    # A header of this name is taken for the broker's word, and the message skipped.
+    if headers and reply.startswith(b"$JS.ACK."):
+        headers.pop("Status", None)
+    # A subject that is no UTF-8 ends the loop that reads from the connection.
+    return _build_message(client, sid, subject.decode(errors="replace").encode(), reply, data, headers)
+
+
+Client._build_message = _build_any_message
 
 
 @dataclass(frozen=True)
@@ -293,6 +301,12 @@ def ce_value(value: str) -> str:
     return quote(value, safe=_CE_SAFE)
 
 
+def _unless_new(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers that get the sequence of a message whose id the broker knows, and append nothing if it does not."""
+    unexpecting = {name: value for name, value in headers.items() if not name.startswith("Nats-Expected-")}
+    return unexpecting | {"Nats-Expected-Last-Msg-Id": str(uuid4())}
+
+
 async def publish(
     js: JetStreamContext, stream: str, subject: str, body: bytes, headers: dict[str, str] | None
 ) -> PubAck:
@@ -305,8 +319,12 @@ async def publish(
         try:
             return await js.publish(subject, body, timeout=APPEND_TIMEOUT, stream=stream, headers=headers)
         except APIError as error:
-            if error.err_code == WRONG_LAST_SEQUENCE:
-                raise MovedOn(f"{subject}: {error.description}") from error
+            if error.err_code == WRONG_LAST_SEQUENCE and headers:
+                # The broker looks at the sequence first; the later event may be this one, whose answer was lost.
+                headers = _unless_new(headers)
+                continue
+            if error.err_code == WRONG_LAST_ID:
+                raise MovedOn(f"{subject}: the key has a later event than the decision rests on") from error
             reason: Exception = error
         except (NatsError, OSError, TimeoutError) as error:
             # The publish may still have arrived; the same id makes the next try harmless.

@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from meguri_contracts.errors import PermanentError, TemporaryError
 from meguri_contracts.events import Event
@@ -15,12 +16,13 @@ from meguri_contracts.names import is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from sqlalchemy import insert
 from sqlmodel import Session, col, select
 
 from meguri_chassis import telemetry
 from meguri_chassis.log import Message
 from meguri_chassis.reader import Reader
-from meguri_chassis.store import Database, Head, JournalEntry, Position
+from meguri_chassis.store import Database, Head, JournalEntry, Position, keep_heads, locked_position, move_position
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Projection:
         if self._reader:
             self._reader.again()
 
-    async def reached(self, sequence: int, timeout: float = 30.0) -> None:
+    async def reached(self, sequence: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - it is part of the answer
         """Wait until the tables contain everything up to `sequence`. Raises Behind after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout), self._passed:
@@ -80,7 +82,8 @@ class Projection:
         while True:
             try:
                 await self._move_to(await asyncio.to_thread(self._apply_in_one_transaction, batch))
-            except Exception as error:  # noqa: BLE001 - standing still loudly is the only safe answer to any of them
+            except Exception as error:
+                # Standing still loudly is the only safe answer to any of them.
                 self.trouble = (
                     f"the projection cannot apply the events from {batch[0].metadata.sequence.stream} on: {error}"
                 )
@@ -93,42 +96,31 @@ class Projection:
 
     def _apply_in_one_transaction(self, batch: Sequence[Msg]) -> int:
         with self._database.write() as session:
-            row = session.exec(select(Position).where(Position.projection == NAME).with_for_update()).one_or_none()
-            if row is None:
-                row = Position(projection=NAME, sequence=0)
-                session.add(row)
-                session.flush()
-            for msg in batch:
-                message = Message.read(msg)
-                if message.sequence > row.sequence:
-                    self._apply_one(session, message)
-                    row.sequence = message.sequence
-            session.add(row)
-            return row.sequence
+            position = locked_position(session, NAME)
+            fresh = [message for msg in batch if (message := Message.read(msg)).sequence > position]
+            applied = [message for message in fresh if self._apply_one(session, message)]
+            if fresh:
+                # In a statement each for the whole batch: a row at a time through the mapper costs as much as the effects.
+                connection = session.connection()
+                keep_heads(connection, {message.key: message.sequence for message in fresh})
+                if applied:
+                    connection.execute(insert(JournalEntry), [_entry(message) for message in applied])
+                position = fresh[-1].sequence
+                move_position(connection, NAME, position)
+            return position
 
-    def _apply_one(self, session: Session, message: Message) -> None:
-        if is_name(message.key):
-            session.merge(Head(key=message.key, sequence=message.sequence))
+    def _apply_one(self, session: Session, message: Message) -> bool:
+        """Change the tables by one message; return whether it was an event that does."""
         if message.kind not in self._hears:
-            return
+            return False
         try:
             event = message.event
         except PermanentError as error:
             # Whoever hears it sets it aside with this reason; the tables only have to get past it.
             logger.info("event %s at %d changes no table: %s", message.id, message.sequence, error)
-            return
-        session.add(
-            JournalEntry(
-                sequence=message.sequence,
-                event_id=message.id,
-                kind=message.kind,
-                key=message.key,
-                time=message.time,
-                headers=json.dumps(dict(message.headers)),
-                body=message.body,
-            )
-        )
+            return False
         self._evolve(session, event, message)
+        return True
 
     def _stored_position(self) -> int:
         with self._database.read() as session:
@@ -140,6 +132,18 @@ class Projection:
             self._position = sequence
             self._passed.notify_all()
         telemetry.PROJECTED.labels(NAME).set(sequence)
+
+
+def _entry(message: Message) -> dict[str, Any]:
+    return {
+        "sequence": message.sequence,
+        "event_id": message.id,
+        "kind": message.kind,
+        "key": message.key,
+        "time": message.time,
+        "headers": json.dumps(dict(message.headers)),
+        "body": message.body,
+    }
 
 
 def head(session: Session, key: str) -> int:

@@ -1,6 +1,6 @@
 """A service's own database: SQLite or PostgreSQL with the same code, migrated at start, written by its projection only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +13,9 @@ from alembic.config import Config
 from meguri_contracts.errors import TemporaryError
 from psycopg.abc import Buffer
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc
-from sqlalchemy.dialects import sqlite
-from sqlmodel import Field, Session, SQLModel, create_engine
+from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Field, Session, SQLModel, col, create_engine
 from sqlmodel.sql.sqltypes import AutoString
 
 BIG = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
@@ -85,6 +85,32 @@ def create_log_tables() -> None:
     )
     op.create_index("ix_log_journal_event_id", "log_journal", ["event_id"])
     op.create_index("ix_log_journal_kind", "log_journal", ["kind"])
+
+
+def locked_position(session: Session, name: str) -> int:
+    """Return how far a projection has come; until the end of the transaction nobody else can move it."""
+    query = select(col(Position.sequence)).where(col(Position.projection) == name).with_for_update()
+    found = session.connection().execute(query).scalar_one_or_none()
+    return found if found is not None else 0
+
+
+def move_position(connection: sqlalchemy.Connection, name: str, sequence: int) -> None:
+    """Say how far a projection has come."""
+    _upsert(connection, Position, ["projection"], [{"projection": name, "sequence": sequence}])
+
+
+def keep_heads(connection: sqlalchemy.Connection, heads: Mapping[str, int]) -> None:
+    """Say the last sequence of each key."""
+    _upsert(connection, Head, ["key"], [{"key": key, "sequence": sequence} for key, sequence in sorted(heads.items())])
+
+
+def _upsert(
+    connection: sqlalchemy.Connection, table: type[SQLModel], key: list[str], rows: list[dict[str, Any]]
+) -> None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    update = {"sequence": statement.excluded.sequence}
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=update), rows)
 
 
 class Database:
