@@ -37,7 +37,7 @@ async def running(service: Service) -> AsyncIterator[httpx.AsyncClient]:
             transport = httpx.ASGITransport(service._front)
             async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
                 yield client
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again below
             # A service that is left by an exception takes its process along: first the service, then the test.
             failure = error
     if failure:

@@ -149,13 +149,14 @@ def test_any_text_is_a_gate_or_invalid_and_a_gate_can_be_evaluated(text):
         warnings.simplefilter("ignore")
         try:
             for rule in parse_gate(text):
-                rule.holds({name: 0.5 for name in rule.metrics}, {name: 0.5 for name in rule.metrics})
+                rule.holds(dict.fromkeys(rule.metrics, 0.5), dict.fromkeys(rule.metrics, 0.5))
         except Invalid:
             pass
 
 
 sums = st.recursive(
-    st.just("accuracy") | st.floats(0, 1e6).map(repr) | st.integers(0, 10**9).map(str),
+    # Numbers are doubles in a gate, also those that are written as integers.
+    st.just("accuracy") | st.floats(0, 1e9).map(repr),
     lambda part: st.tuples(part, st.sampled_from("+-*"), part).map(lambda p: f"({p[0]} {p[1]} {p[2]})"),
     max_leaves=12,
 )
@@ -163,18 +164,9 @@ sums = st.recursive(
 
 @given(sums, st.sampled_from([">=", ">", "<=", "<"]), sums)
 def test_a_gate_agrees_with_python_on_arithmetic(left, comparison, right):
-    gate = f"{left} {comparison} {right}"
+    gate, metrics = f"{left} {comparison} {right}", {"accuracy": 0.9}
 
-    # Numbers are doubles in a gate, also those that are written as integers.
-    doubles = {"accuracy": 0.9}
-    expected = eval(_as_doubles(gate), {"__builtins__": {}}, doubles)  # noqa: S307 - made here, of numbers
-    assert holds(gate, doubles) is expected
-
-
-def _as_doubles(gate: str) -> str:
-    import re  # noqa: PLC0415
-
-    return re.sub(r"(?<![\w.])(\d+)(?![\w.])", r"\1.0", gate)
+    assert holds(gate, metrics) is eval(gate, metrics.copy())
 
 
 def test_reading_a_gate_again_gives_the_same_rules():

@@ -80,6 +80,15 @@ async def test_what_arrives_in_one_turn_of_the_loop_is_computed_together(iris):
     assert later.batch is not first.batch
 
 
+async def test_a_request_of_many_rows_is_computed_by_itself(iris):
+    model = iris.load()
+
+    few, many = await asyncio.gather(model.predict(iris.x[:1]), model.predict(iris.x[:65]))
+
+    assert len(few.batch.x) == 1
+    assert len(many.batch.x) == 65
+
+
 async def test_the_loop_turns_while_many_rows_are_computed(forest):
     model = forest.load()
     answer = model.predict(np.repeat(forest.x, 40, axis=0))

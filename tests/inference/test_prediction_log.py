@@ -9,6 +9,7 @@ import pytest
 from meguri_contracts.errors import TooLarge
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.prediction_log import MAX_MESSAGE_BYTES, PredictionIds, PredictionLog, read_batch
+from meguri_inference.protocol import Answer, Batch
 
 NOON = 1_700_000_000_000_000
 
@@ -165,6 +166,16 @@ async def test_enough_rows_are_sent_without_waiting(broker, iris):
     assert broker.ids == ["a", "b", "c", "d"]
 
 
+async def test_closing_sends_what_one_round_leaves_over(broker, iris):
+    log, model = PredictionLog(broker.publish, max_rows=3, linger=3600), iris.load()
+    for name in "abcd":
+        add(log, model, name, iris.x[:1])
+
+    await log.close()
+
+    assert broker.ids == ["a", "b", "c", "d"]
+
+
 async def test_an_idle_log_has_neither_timer_nor_task(broker, iris):
     log = PredictionLog(broker.publish, linger=0.001)
     add(log, iris.load(), "a", iris.x[:1])
@@ -188,6 +199,19 @@ async def test_many_rows_are_split_into_messages_below_the_limit(broker, forest)
     assert broker.ids == [f"big:{row}" for row in range(15_000)] + ["small"]
     together = pa.concat_tables(broker.tables)
     assert together["sepal_width"].to_numpy().tolist() == [*x[:, 1].tolist(), x[0, 1]]
+
+
+async def test_long_labels_make_smaller_messages(broker, flowers):
+    log, model = PredictionLog(broker.publish), flowers.load()
+    labels = np.array([f"{row:02000}" for row in range(800)], object)
+    batch = Batch(np.zeros((800, 4)), [labels, np.full((800, 3), 1 / 3)])
+    answer = Answer(batch, 0, 800, [])
+    log.add(model, prediction_id="p", microseconds=NOON, producer="cam-7", trace_id="", answer=answer)
+
+    await log.close()
+
+    assert max(len(body) for _, body in broker.messages) <= MAX_MESSAGE_BYTES
+    assert pa.concat_tables(broker.tables)["label"].to_pylist() == labels.tolist()
 
 
 async def test_a_message_that_failed_is_sent_again_and_nothing_is_lost_or_doubled(broker, iris, caplog):

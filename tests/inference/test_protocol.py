@@ -112,6 +112,10 @@ def test_a_bad_value_is_named_by_row_and_feature_flat_and_nested(codec):
         (body(ROW, datatype="INT64"), "got `float` in row 0"),
         (body([1, 0, 1, 0], datatype="BOOL"), "Expected `bool`"),
         (body(ROW, name="y"), "input 'y' is not known"),
+        (body(ROW, name="y" * 10_000), "is not known"),
+        (body(ROW, shape=[1] * 10_000), "has shape"),
+        (body(ROW, datatype="F" * 10_000), "has datatype"),
+        (body(ROW, outputs=[{"name": "y" * 10_000}]), "is not known"),
         (b'{"inputs":[]}', "0 inputs"),
         (b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP64"}]}', "missing required field `data`"),
         (b"{}", "inputs"),
@@ -144,6 +148,12 @@ def test_id_producer_and_wanted_outputs_are_read(codec):
     )
 
     assert (asked.id, asked.producer, asked.wanted) == ("mine", "cam-7", (1,))
+
+
+def test_wanted_outputs_keep_the_order_of_the_request_and_stand_once(codec):
+    names = ("probabilities", "label", "probabilities")
+
+    assert codec.decode(body(ROW, outputs=[{"name": name} for name in names]), max_rows=1).wanted == (1, 0)
 
 
 def test_all_outputs_are_given_when_none_is_named(codec):

@@ -72,7 +72,7 @@ def trained(run: str, accuracy: float, champion: tuple[int, float] | None = None
 class Registry:
     """A model's events and the state that follows from them; commands are decided on it, as the service does."""
 
-    model: Model = Model(name="digits")
+    model: Model = field(default_factory=lambda: Model(name="digits"))
     log: list[Event] = field(default_factory=list)
     known: dict[int, ModelTrained] = field(default_factory=dict)
 

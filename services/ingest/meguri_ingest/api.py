@@ -77,15 +77,17 @@ def routes(service: Service, settings: Settings, artifacts: Artifacts) -> APIRou
 
         With `wait`, answers as soon as it is no longer waiting, at the latest after that many seconds.
         """
-        # Whoever has just published must find the event here.
+        # Whoever has just published must find the event here; one that cannot be read is known once it was refused.
         await projection.reached(await log.last_sequence())
         until = asyncio.get_running_loop().time() + wait
         while True:
             seen = projection.position
             found = await asyncio.to_thread(_receipt, service, event)
             left = until - asyncio.get_running_loop().time()
-            if found["status"] != "waiting" or left <= 0:
+            if found and (found["status"] != "waiting" or left <= 0):
                 return found
+            if left <= 0:
+                raise store.NoReceipt(event)
             with suppress(TemporaryError):
                 await projection.reached(seen + 1, timeout=left)
 
@@ -109,10 +111,12 @@ def routes(service: Service, settings: Settings, artifacts: Artifacts) -> APIRou
     return router
 
 
-def _receipt(service: Service, event: str) -> dict[str, Any]:
+def _receipt(service: Service, event: str) -> dict[str, Any] | None:
     assert service.database is not None
     with service.database.read() as session:
         row = store.receipt(session, event)
+        if row is None:
+            return None
         return _shown(row) | {"used_in": [use.model_dump(mode="json") for use in store.uses(session, row)]}
 
 

@@ -11,6 +11,13 @@ from sqlalchemy import JSON, Column, DateTime
 from sqlmodel import Field, Session, SQLModel, col, func, select
 
 
+class NoReceipt(NotFound):
+    def __init__(self, event: str) -> None:
+        super().__init__(
+            f"no event {event!r} was heard: compare the id with the one that was sent (ce-id or Nats-Msg-Id)"
+        )
+
+
 class DatasetRow(SQLModel, table=True):
     __tablename__ = "ingest_dataset"
 
@@ -88,14 +95,9 @@ def known(session: Session, events: Collection[str]) -> dict[str, ReceiptRow]:
     return {row.event: row for row in session.exec(query)}
 
 
-def receipt(session: Session, event: str) -> ReceiptRow:
-    """Return the receipt of an event. Raises NotFound."""
-    row = session.get(ReceiptRow, event)
-    if row is None:
-        raise NotFound(
-            f"no event {event!r} was heard: compare the id with the one that was sent (ce-id or Nats-Msg-Id)"
-        )
-    return row
+def receipt(session: Session, event: str) -> ReceiptRow | None:
+    """Return the receipt of an event, None if it was not heard."""
+    return session.get(ReceiptRow, event)
 
 
 def receipts(session: Session, dataset: str | None, status: str | None, limit: int) -> Sequence[ReceiptRow]:

@@ -9,11 +9,12 @@ from uuid import uuid4
 import yaml
 from fastapi import APIRouter, Body, Header, Query, Request
 from meguri_chassis.log import explain
+from meguri_chassis.projection import recorded
 from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import Invalid
-from meguri_contracts.events import Event, TrainingRequested
-from meguri_contracts.names import NAME_PATTERN
+from meguri_contracts.events import Event, RolloutChanged, TrainingRequested
+from meguri_contracts.names import NAME_PATTERN, derived_id
 from meguri_contracts.spec import ModelSpec
 from pydantic import BaseModel, Field, ValidationError
 from sqlmodel import Session
@@ -146,12 +147,15 @@ def routes(service: Service) -> APIRouter:
         name: Name, body: Annotated[Because, Body()] = Because(), key: Key = None, actor: Actor = "unknown"
     ) -> Said:
         """Go back to the champion before the present one."""
-        return await carry_out(
-            lambda session: promotion.promote(
-                store.known_model(session, name), store.before(session, name), actor, f"rollback: {body.reason}"
-            ),
-            key,
-        )
+
+        def back(session: Session) -> Sequence[Event]:
+            model = store.known_model(session, name)
+            # Sent again after it was done, there may be no champion left to go back to.
+            if key and recorded(session, derived_id(key, RolloutChanged.type, name, "")):
+                return []
+            return promotion.promote(model, store.before(session, name), actor, f"rollback: {body.reason}")
+
+        return await carry_out(back, key)
 
     @router.post("/models/{name}/train", tags=["commands"], status_code=202)
     async def train(

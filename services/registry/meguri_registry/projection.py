@@ -11,6 +11,7 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
     TrainingFailed,
+    TrainingRequested,
     TrainingStarted,
 )
 from sqlmodel import Session
@@ -20,6 +21,7 @@ from meguri_registry import promotion, store
 HEARS = (
     DataCommitted,
     SpecApplied,
+    TrainingRequested,
     TrainingStarted,
     ModelTrained,
     TrainingFailed,

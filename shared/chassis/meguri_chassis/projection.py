@@ -102,7 +102,7 @@ class Projection:
             if fresh:
                 # In a statement each for the whole batch: a row at a time through the mapper costs as much as the effects.
                 connection = session.connection()
-                keep_heads(connection, {message.key: message.sequence for message in fresh})
+                keep_heads(connection, {message.key: message.sequence for message in fresh if is_name(message.key)})
                 if applied:
                     connection.execute(insert(JournalEntry), [_entry(message) for message in applied])
                 position = fresh[-1].sequence

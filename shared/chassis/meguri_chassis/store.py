@@ -90,8 +90,14 @@ def create_log_tables() -> None:
 def locked_position(session: Session, name: str) -> int:
     """Return how far a projection has come; until the end of the transaction nobody else can move it."""
     query = select(col(Position.sequence)).where(col(Position.projection) == name).with_for_update()
-    found = session.connection().execute(query).scalar_one_or_none()
-    return found if found is not None else 0
+    connection = session.connection()
+    found = connection.execute(query).scalar_one_or_none()
+    if found is None:
+        # Without a row there is nothing to lock: of two that come first, one waits here for the other.
+        first = _insert(connection, Position).on_conflict_do_nothing()
+        connection.execute(first, {"projection": name, "sequence": 0})
+        found = connection.execute(query).scalar_one()
+    return found
 
 
 def move_position(connection: sqlalchemy.Connection, name: str, sequence: int) -> None:
@@ -107,10 +113,14 @@ def keep_heads(connection: sqlalchemy.Connection, heads: Mapping[str, int]) -> N
 def _upsert(
     connection: sqlalchemy.Connection, table: type[SQLModel], key: list[str], rows: list[dict[str, Any]]
 ) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table)
-    update = {"sequence": statement.excluded.sequence}
-    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=update), rows)
+    if rows:
+        statement = _insert(connection, table)
+        update = {"sequence": statement.excluded.sequence}
+        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=update), rows)
+
+
+def _insert(connection: sqlalchemy.Connection, table: type[SQLModel]) -> postgresql.Insert | sqlite.Insert:
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 class Database:

@@ -96,7 +96,9 @@ def _rule(node: ast.expr) -> Rule:
 
 def _check(node: ast.expr) -> None:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and number <= sys.float_info.max:
+        case ast.Constant(value=int() | float() as number) if (
+            not isinstance(number, bool) and number <= sys.float_info.max
+        ):
             return
         case ast.Name(id=name) if name != "champion":
             return

@@ -19,7 +19,18 @@ RESERVED = "_"
 
 
 PREDICTION_COLUMNS = frozenset(
-    "prediction_id time model version producer trace_id sequence label probability prediction".split()
+    (
+        "prediction_id",
+        "time",
+        "model",
+        "version",
+        "producer",
+        "trace_id",
+        "sequence",
+        "label",
+        "probability",
+        "prediction",
+    )
 )
 """What is kept of a prediction beside its features, which therefore may not be called so."""
 

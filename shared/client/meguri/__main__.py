@@ -1,0 +1,4 @@
+from meguri.cli import main
+
+if __name__ == "__main__":
+    main()
