@@ -16,7 +16,9 @@ FOLDER = Path("build/docs")
 
 def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    documents = {"asyncapi.json": asyncapi()} | {f"{name}.openapi.json": openapi(name) for name in PORTS if name != "console"}
+    documents = {"asyncapi.json": asyncapi()} | {
+        f"{name}.openapi.json": openapi(name) for name in PORTS if name != "console"
+    }
     for name, document in documents.items():
         (FOLDER / name).write_text(json.dumps(document, indent=2) + "\n")
         print(FOLDER / name)
@@ -56,7 +58,16 @@ def _message(event: type[Event], schemas: dict[str, Any]) -> dict[str, Any]:
     payload = event.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= payload.pop("$defs", {})
     text = {"type": "string"}
-    attributes = ("ce-id", "ce-source", "ce-specversion", "ce-type", "ce-time", "ce-subject", "ce-causeid", "ce-journeyid")
+    attributes = (
+        "ce-id",
+        "ce-source",
+        "ce-specversion",
+        "ce-type",
+        "ce-time",
+        "ce-subject",
+        "ce-causeid",
+        "ce-journeyid",
+    )
     return {
         "name": event.type,
         "description": event.__doc__,

@@ -8,15 +8,15 @@ from uuid import uuid4
 
 import httpx
 import nats
+from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
+
 from meguri_chassis.log import EventLog, Message
 from meguri_chassis.service import Service
 from meguri_contracts.events import Event, SpecApplied
 from meguri_contracts.spec import ModelSpec
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, subject
-from nats.js import JetStreamContext
-from nats.js.api import RawStreamMsg
-from nats.js.errors import NotFoundError
-
 from tests.conftest import Broker, until
 
 E = TypeVar("E", bound=Event)

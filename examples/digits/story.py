@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import queue
-import secrets
 import signal
 import subprocess
 import sys
@@ -107,7 +106,9 @@ class Stage:
     def accuracy_on_dimmed(self) -> tuple[int, float]:
         """Return the serving version and its accuracy on unseen images under the failing lamp."""
         rows = images(*UNSEEN)
-        answer = self.meguri.infer("digits", [[row[name] * DIM for name in FEATURES] for row in rows], producer="scanner-c")
+        answer = self.meguri.infer(
+            "digits", [[row[name] * DIM for name in FEATURES] for row in rows], producer="scanner-c"
+        )
         labels = answer["outputs"][0]["data"]
         right = sum(label == row["digit"] for label, row in zip(labels, rows, strict=True))
         return int(answer["model_version"]), right / len(rows)
@@ -115,7 +116,10 @@ class Stage:
 
 def apply_spec(stage: Stage) -> dict[str, Any]:
     stage.meguri.apply(Path("models/digits.yaml").read_bytes())
-    say("models/digits.yaml says what to learn from which data, what is good enough, and when to learn again", "models digits")
+    say(
+        "models/digits.yaml says what to learn from which data, what is good enough, and when to learn again",
+        "models digits",
+    )
     return {}
 
 
@@ -159,7 +163,7 @@ def mislabelled(stage: Stage) -> dict[str, Any]:
     model = stage.meguri.model("digits")
     version = model["versions"][0]
     say(
-        f"{sent['rows']} images arrived, 40 % of them with wrong labels; version {version['version']} learned from them and was "
+        f"{sent['rows']} images arrived, 40 % with wrong labels; version {version['version']} learned from them and was "
         f"rejected: {percent(version['metrics']['accuracy'])} where version 1 has "
         f"{percent(version['compared_with']['metrics']['accuracy'])} on the same hold-out; version {model['champion']} stays",
         "models digits",
@@ -197,7 +201,7 @@ def drift(stage: Stage) -> dict[str, Any]:
     kinds = [trigger["kind"] for trigger in started.event["triggers"]]
     now, after = stage.accuracy_on_dimmed()
     say(
-        f"{sent['rows']} newly labelled dimmed images arrived, too few by themselves, but drift had been seen ({', '.join(kinds)}): "
+        f"{sent['rows']} newly labelled dimmed images arrived, too few alone, but there was drift ({', '.join(kinds)}): "
         f"version {now} was trained, judged and promoted; on dimmed images it has {percent(after)} where version {version} "
         f"had {percent(before)}; the episode is over: {resolved.event['reason']}",
         "models digits",

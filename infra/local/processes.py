@@ -115,7 +115,10 @@ class Laptop:
     def _config(self, processes: list[Process]) -> configparser.RawConfigParser:
         config = configparser.RawConfigParser()
         socket_ = self.var / "supervisor.sock"
-        config["supervisord"] = {"logfile": str(self.var / "log/supervisor.log"), "pidfile": str(self.var / "supervisor.pid")}
+        config["supervisord"] = {
+            "logfile": str(self.var / "log/supervisor.log"),
+            "pidfile": str(self.var / "supervisor.pid"),
+        }
         config["unix_http_server"] = {"file": str(socket_)}
         config["supervisorctl"] = {"serverurl": f"unix://{socket_}"}
         config["rpcinterface:supervisor"] = {

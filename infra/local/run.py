@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from infra.local.processes import ROOT, SERVICES, CannotStart, Laptop
 from meguri.client import Meguri, broker
 from meguri.provisioning import BrokerAway, provision
-
-from infra.local.processes import ROOT, SERVICES, CannotStart, Laptop
 
 READY_WITHIN = 90.0
 """Seconds in which every service must be ready; a cold disk is slow."""
@@ -24,7 +23,9 @@ class _Stopped(Exception):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--once", action="store_true", help="play the story, stop everything, exit 0 if all was observed")
+    parser.add_argument(
+        "--once", action="store_true", help="play the story, stop everything, exit 0 if all was observed"
+    )
     once = parser.parse_args().once
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
@@ -58,7 +59,9 @@ def wait_until_ready(laptop: Laptop) -> None:
             if not laptop.alive():
                 raise CannotStart(f"the process manager ended: see {laptop.var}/log/supervisor.log")
             if waiting and time.monotonic() > until:
-                reasons = "; ".join(f"{one['service']}: {', '.join(one['reasons'])}" for one in found if not one["ready"])
+                reasons = "; ".join(
+                    f"{one['service']}: {', '.join(one['reasons'])}" for one in found if not one["ready"]
+                )
                 raise CannotStart(f"not ready after {READY_WITHIN:.0f} s: {reasons}; logs are in {laptop.var}/log")
             time.sleep(0.05)
 

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meguri_contracts.topology import PORTS
-
 from tests.conftest import free_port
 
 
@@ -39,7 +38,6 @@ def measure(folder: Path, chosen: list[str]) -> None:
     from infra.local.run import wait_until_ready  # noqa: PLC0415
     from meguri.client import broker  # noqa: PLC0415
     from meguri.provisioning import provision  # noqa: PLC0415
-
     from tests.bench import measures  # noqa: PLC0415
 
     began = time.monotonic()
@@ -59,7 +57,9 @@ def measure(folder: Path, chosen: list[str]) -> None:
 
 def spread(values: list[float], unit: str) -> str:
     """Return median, range and count in words."""
-    return f"median {statistics.median(values):.3g} {unit} ({min(values):.3g} to {max(values):.3g}, {len(values)} values)"
+    return (
+        f"median {statistics.median(values):.3g} {unit} ({min(values):.3g} to {max(values):.3g}, {len(values)} values)"
+    )
 
 
 if __name__ == "__main__":

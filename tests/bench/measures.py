@@ -14,13 +14,14 @@ import nats
 import numpy as np
 import psutil
 import yaml
+from sklearn.datasets import load_digits
+
 from infra.local.processes import Laptop
 from meguri.client import Meguri, broker, publish
 from meguri.following import follow
 from meguri_chassis.log import ce_headers
 from meguri_contracts.events import Artifact, Evaluation, ModelTrained, Signature, Tensor
 from meguri_contracts.topology import LOG, subject
-from sklearn.datasets import load_digits
 
 ROUNDS = 20
 PAIRS = 5
@@ -148,7 +149,7 @@ def _until_answered_by(meguri: Meguri, model: str, version: int, row: list[float
         try:
             if meguri.infer(model, [row], producer="bench")["model_version"] == str(version):
                 return time.perf_counter()
-        except Exception as error:  # noqa: BLE001 - not served yet
+        except Exception as error:
             if "is served here" not in str(error):
                 raise
 
@@ -161,7 +162,7 @@ def _quiet() -> None:
 
 def _stored() -> int:
     url = f"http://127.0.0.1:{os.environ['MEGURI_NATS_MONITOR_PORT']}/jsz?streams=true"
-    with urllib.request.urlopen(url) as answer:  # noqa: S310 - our own broker
+    with urllib.request.urlopen(url) as answer:
         found = json.load(answer)
     return sum(s["state"]["last_seq"] for account in found["account_details"] for s in account["stream_detail"])
 

@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
+from nats.js.api import StreamConfig
+
 from meguri_chassis import deciding
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog, MovedOn
 from meguri_contracts.errors import Conflict
 from meguri_contracts.events import ModelRegistered, TrainingRequested
-from nats.js.api import StreamConfig
-
 from tests.chassis.toy import HEARS, register, toy
 from tests.conftest import until
 from tests.services import Wire, name, wire

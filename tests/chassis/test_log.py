@@ -11,13 +11,13 @@ import nats
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from meguri_chassis import log
 from meguri_chassis.log import EventLog, LogUnavailable, Message, MovedOn
 from meguri_contracts.errors import Malformed, PermanentError, TooLarge
 from meguri_contracts.events import DataArrived, TrainingRequested
 from meguri_contracts.names import MAX_ID_LENGTH
 from meguri_contracts.topology import LOG, MAX_INLINE_BYTES
-
 from tests.chassis.toy import going_on
 from tests.conftest import until
 from tests.services import name, wire

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from meguri_chassis.profiles import KEPT, NumericProfile, Profile, profile_of
 from meguri_contracts.errors import Invalid, Malformed
 

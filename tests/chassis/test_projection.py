@@ -4,11 +4,11 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from sqlmodel import select
+
 from meguri_chassis.projection import Behind, head, recorded
 from meguri_chassis.store import JournalEntry, utc
 from meguri_contracts.events import ModelRegistered, TrainingRequested
-from sqlmodel import select
-
 from tests.chassis import toy as domain
 from tests.chassis.toy import Toy, toy
 from tests.conftest import until

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import nats
 import pytest
-from meguri_chassis.reader import Reader
-from meguri_contracts.topology import LOG, subject
 from nats.js import JetStreamContext
 
+from meguri_chassis.reader import Reader
+from meguri_contracts.topology import LOG, subject
 from tests.chassis.toy import going_on
 from tests.conftest import Broker, until
 from tests.services import name, wire

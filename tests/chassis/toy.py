@@ -6,13 +6,14 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nats.js import JetStreamContext
+from sqlmodel import Field, Session, SQLModel
+
 from meguri_chassis.deciding import Decide, Decider
 from meguri_chassis.log import EventLog, Message
 from meguri_chassis.projection import Evolve, Projection
 from meguri_chassis.store import Database
 from meguri_contracts.events import Event, ModelRegistered, TrainingRequested
-from nats.js import JetStreamContext
-from sqlmodel import Field, Session, SQLModel
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEARS = (ModelRegistered, TrainingRequested)

@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from pydantic import ValidationError
+
 from meguri_chassis.log import Message, ce_headers, ce_value
 from meguri_contracts.events import BY_KIND, BY_TYPE, EVENTS, DataArrived, Event, ModelLoaded, TrainingRequested
 from meguri_contracts.names import derived_id
-from pydantic import ValidationError
 
 EXAMPLES = Path(__file__).parent / "examples"
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)

@@ -7,6 +7,7 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from meguri_contracts.errors import Invalid
 from meguri_contracts.gates import MAX_LENGTH, parse_gate
 

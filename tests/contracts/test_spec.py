@@ -8,8 +8,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from meguri_contracts.spec import MAX_COLUMNS, ModelSpec, expand
 from pydantic import ValidationError
+
+from meguri_contracts.spec import MAX_COLUMNS, ModelSpec, expand
 
 ROOT = Path(__file__).parents[2]
 SPECS = sorted([*ROOT.glob("models/*.yaml"), *ROOT.glob("examples/**/*.yaml")])

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from meguri_contracts.events import EVENTS
 from meguri_contracts.names import is_name
 from meguri_contracts.topology import (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from meguri_contracts.topology import PORTS
 
 ROOT = Path(__file__).parent.parent.parent

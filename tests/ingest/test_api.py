@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+
 from meguri_contracts.events import DataArrived
 from meguri_contracts.spec import ModelSpec
 from meguri_ingest.app import build
 from meguri_ingest.settings import Settings
-
 from tests.conftest import until
 from tests.services import name, running, wire
 

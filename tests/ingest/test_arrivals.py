@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import httpx
 import polars as pl
 import pytest
+
 from meguri_contracts.events import DataArrived, DataCommitted, DataRejected
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import ModelSpec
@@ -18,7 +19,6 @@ from meguri_contracts.topology import INGEST_ARRIVALS
 from meguri_ingest.app import build
 from meguri_ingest.settings import Settings
 from meguri_ingest.tables import Batch, DatasetTable
-
 from tests.conftest import Broker, until
 from tests.services import Wire, name, running, wire
 

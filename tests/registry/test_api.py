@@ -9,6 +9,7 @@ import httpx
 import pytest
 import sqlalchemy
 import yaml
+
 from meguri_contracts.events import (
     Artifact,
     Contribution,
@@ -28,7 +29,6 @@ from meguri_contracts.events import (
 from meguri_contracts.spec import ModelSpec
 from meguri_registry.app import build
 from meguri_registry.settings import Settings
-
 from tests.conftest import Broker, until
 from tests.services import Wire, name, running, wire
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from meguri_contracts.errors import Conflict, NotFound
 from meguri_contracts.events import (
     ApprovalRequested,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from meguri.client import Meguri
 from meguri_contracts.topology import PORTS
-
 from tests.conftest import ROOT, free_port
 
 STORY_PATIENCE = 240

@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import nats
 import pytest
+
 from examples.digits.publish import images
 from meguri.client import Meguri
 from meguri_contracts.topology import DEAD, DEAD_PREFIX
-
 from tests.system.conftest import Laptop
 
 pytestmark = pytest.mark.timeout(300)

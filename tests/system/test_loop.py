@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from meguri.client import Meguri
 
+from meguri.client import Meguri
 from tests.conftest import ROOT
 from tests.system.conftest import Laptop, environment
 

@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import nats
 import pytest
-from examples.digits.publish import images
-from meguri.client import Meguri
 from nats.errors import Error as NatsError
 
+from examples.digits.publish import images
+from meguri.client import Meguri
 from tests.conftest import until
 from tests.system.conftest import Laptop
 

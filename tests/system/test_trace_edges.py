@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from meguri.traces import Span, read
 
+from meguri.traces import Span, read
 from tests.system.conftest import Laptop
 
 pytestmark = pytest.mark.timeout(300)

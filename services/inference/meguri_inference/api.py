@@ -3,10 +3,10 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
-from meguri_chassis.service import Service
-from meguri_contracts.names import NAME_PATTERN
 from pydantic import Field
 
+from meguri_chassis.service import Service
+from meguri_contracts.names import NAME_PATTERN
 from meguri_inference import protocol
 from meguri_inference.models import Models
 

@@ -7,7 +7,6 @@ from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.service import Service
 from meguri_contracts.events import RolloutChanged
 from meguri_contracts.topology import LOG, subject
-
 from meguri_inference import api, metrics
 from meguri_inference.fast_path import FastPath
 from meguri_inference.models import Models

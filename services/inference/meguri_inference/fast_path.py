@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
-from meguri_contracts.errors import Invalid, NotFound, PermanentError, TooLarge
 
+from meguri_contracts.errors import Invalid, NotFound, PermanentError, TooLarge
 from meguri_inference.models import Models
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.prediction_log import PredictionIds, PredictionLog

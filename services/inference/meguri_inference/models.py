@@ -1,7 +1,6 @@
 """The table of what is served: one version per model, replaced in one step."""
 
 from meguri_contracts.errors import NotFound
-
 from meguri_inference.predicting import LoadedModel
 
 

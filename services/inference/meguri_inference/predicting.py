@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 import onnxruntime
+
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature, Tensor
-
 from meguri_inference.prediction_log import RESERVED_COLUMNS
 from meguri_inference.protocol import FLOATS, Answer, Array, Batch, Codec
 

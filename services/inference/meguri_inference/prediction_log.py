@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pyarrow as pa
-from meguri_contracts.errors import PermanentError
 
+from meguri_contracts.errors import PermanentError
 from meguri_inference.protocol import Answer, Array, Batch
 
 if TYPE_CHECKING:

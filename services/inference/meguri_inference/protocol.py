@@ -13,10 +13,10 @@ from typing import Annotated, Any, Final, Generic, Literal, NoReturn, TypeVar
 import msgspec
 import numpy as np
 import orjson
-from meguri_contracts.errors import Invalid, TooLarge
-from meguri_contracts.events import Deployed, Signature, Tensor
 from numpy.typing import NDArray
 
+from meguri_contracts.errors import Invalid, TooLarge
+from meguri_contracts.events import Deployed, Signature, Tensor
 from meguri_inference import __version__
 
 Array = NDArray[Any]

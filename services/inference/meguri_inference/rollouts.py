@@ -13,7 +13,6 @@ from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import ModelLoaded, RolloutChanged
 from meguri_contracts.names import derived_id
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
-
 from meguri_inference.models import Models
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.tracing import Origins
@@ -47,16 +46,31 @@ class Rollouts:
         self._max_age = continue_trace_max_age
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, str] = {}
+        self._present: set[str] | None = None
+        """Models that were rolled out before we came and are not loaded yet; None while these are not known."""
 
     def trouble(self) -> str | None:
         """Which model should be served here and is not, in words for an operator."""
-        return "; ".join(self._failed.values()) or None
+        if self._present is None:
+            return "the present rollouts are not known yet"
+        loading = [f"{model} is being loaded" for model in sorted(self._present - set(self._failed))]
+        return "; ".join([*loading, *self._failed.values()]) or None
 
     async def run(self) -> None:
         """Follow for ever."""
+        self._present = await self._rolled_out()
         async for batch in self._reader.present_and_after():
             for msg in batch:
                 self._take(Message.read(msg))
+
+    async def _rolled_out(self) -> set[str]:
+        """The models that have a rollout at the moment."""
+        while True:
+            try:
+                return await self._log.keys(RolloutChanged.kind())
+            except TemporaryError as error:
+                logger.warning("the present rollouts cannot be asked for, trying again: %s", error)
+                await asyncio.sleep(RETRY)
 
     def _take(self, message: Message) -> None:
         if before := self._loading.get(message.key):
@@ -76,16 +90,22 @@ class Rollouts:
                 ):
                     await self._load(message)
                 self._failed.pop(message.key, None)
+                self._settled(message.key)
                 return
             except TemporaryError as error:
                 self._failed[message.key] = f"{message.key} is not loaded yet: {error}"
                 logger.warning(self._failed[message.key])
                 await asyncio.sleep(RETRY)
-            except Exception as error:  # noqa: BLE001 - readiness and log say it
+            except Exception as error:
                 # The old version goes on serving; the next rollout, a rollback perhaps, replaces this one.
                 self._failed[message.key] = f"{message.key} cannot be loaded: {error}"
                 logger.exception(self._failed[message.key])
+                self._settled(message.key)
                 return
+
+    def _settled(self, model: str) -> None:
+        if self._present:
+            self._present.discard(model)
 
     async def _load(self, message: Message) -> None:
         rollout = message.event

@@ -4,13 +4,13 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from meguri_chassis import telemetry
-from meguri_chassis.log import Message
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanContext, SpanKind
 
+from meguri_chassis import telemetry
+from meguri_chassis.log import Message
 from meguri_inference.fast_path import Finish, Headers
 
 _ids = RandomIdGenerator()

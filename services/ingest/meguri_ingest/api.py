@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from fastapi import APIRouter, File, Header, Query, Request, UploadFile
+from pydantic import BaseModel, Field
+
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.log import Message
 from meguri_chassis.service import Service
@@ -17,8 +19,6 @@ from meguri_contracts.errors import Invalid, Malformed, TemporaryError, TooLarge
 from meguri_contracts.events import DataArrived
 from meguri_contracts.names import NAME_PATTERN
 from meguri_contracts.topology import MAX_INLINE_BYTES, subject
-from pydantic import BaseModel, Field
-
 from meguri_ingest import reading, store
 from meguri_ingest.settings import Settings
 

@@ -8,7 +8,6 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import INGEST_ARRIVALS
-
 from meguri_ingest import api, projection
 from meguri_ingest.arrivals import Lanes
 from meguri_ingest.handlers import Receiver

@@ -18,7 +18,6 @@ from meguri_contracts.errors import Conflict, MeguriError, PermanentError
 from meguri_contracts.events import DataArrived, DataCommitted
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Dataset
-
 from meguri_ingest import fetching, reading, store, tables
 from meguri_ingest.checks import Checked, check
 from meguri_ingest.tables import Batch, DatasetTable, LostRace

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import reduce
 
 import polars as pl
-from meguri_contracts.errors import Invalid
-from meguri_contracts.spec import RESERVED, Column, ColumnType, Dataset
 from pydantic_core import to_json
 
+from meguri_contracts.errors import Invalid
+from meguri_contracts.spec import RESERVED, Column, ColumnType, Dataset
 from meguri_ingest.reading import Raw
 
 TYPES: dict[ColumnType, pl.DataType] = {

@@ -4,6 +4,7 @@ import hashlib
 import struct
 
 import polars as pl
+
 from meguri_contracts.errors import Invalid
 
 _NAMES: dict[pl.DataType, bytes] = {

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
 import obstore.exceptions
+
 from meguri_contracts.errors import Malformed, NotFound, PermanentError, TemporaryError, TooLarge
 
 _CLIENT = {"allow_http": True, "connect_timeout": "5s", "timeout": "60s"}

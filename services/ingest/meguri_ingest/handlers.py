@@ -5,7 +5,6 @@ from meguri_chassis.log import EventLog, Message
 from meguri_contracts.errors import PermanentError
 from meguri_contracts.events import DataArrived, DataRejected
 from meguri_contracts.names import derived_id, is_name
-
 from meguri_ingest.arrivals import IdTaken, Lanes
 
 

@@ -1,5 +1,7 @@
 """Events into the tables of ingest."""
 
+from sqlmodel import Session
+
 from meguri_chassis.log import Message
 from meguri_contracts.events import (
     ApprovalRequested,
@@ -13,8 +15,6 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
 )
-from sqlmodel import Session
-
 from meguri_ingest.store import DatasetRow, ReceiptRow, UseRow, VersionRow
 
 HEARS = (

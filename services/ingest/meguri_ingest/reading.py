@@ -13,10 +13,10 @@ from types import NoneType
 from typing import Any
 
 import polars as pl
-from meguri_contracts.errors import Malformed
-from meguri_contracts.spec import MAX_COLUMNS
 from pydantic_core import from_json, to_json
 
+from meguri_contracts.errors import Malformed
+from meguri_contracts.spec import MAX_COLUMNS
 from meguri_ingest.unpacking import MEMORY, REFUSED
 
 FORMATS = {

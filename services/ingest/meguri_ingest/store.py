@@ -4,11 +4,12 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import JSON, Column, DateTime
+from sqlmodel import Field, Session, SQLModel, col, func, select
+
 from meguri_chassis.store import BIG
 from meguri_contracts.errors import NotFound
 from meguri_contracts.spec import Dataset
-from sqlalchemy import JSON, Column, DateTime
-from sqlmodel import Field, Session, SQLModel, col, func, select
 
 
 class NoReceipt(NotFound):

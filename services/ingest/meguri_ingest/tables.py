@@ -17,9 +17,9 @@ import obstore.exceptions
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
+
 from meguri_contracts.errors import Invalid, NotFound, TemporaryError
 from meguri_contracts.events import Contribution, DataCommitted
-
 from meguri_ingest.digests import chained, content_digest
 
 WRITER = "meguri-ingest"

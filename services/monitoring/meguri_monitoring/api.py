@@ -4,14 +4,13 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import Field
+
 from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from pydantic import Field
-
 from meguri_monitoring import predictions, store
-from meguri_monitoring.handlers import table_uri
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -46,7 +45,7 @@ def routes(service: Service) -> APIRouter:
         with database.read() as session:
             versions = store.versions(session, model)
         for row in versions:
-            uri = table_uri(service.settings.data_url, row.model, row.version)
+            uri = predictions.table_uri(service.settings.data_url, row.model, row.version)
             if found := await asyncio.to_thread(predictions.find, uri, prediction_id):
                 return found
         raise NotFound(f"no prediction {prediction_id!r} is kept; one is a moment after it was made")

@@ -8,7 +8,6 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import MONITORING_ROLLOUTS, PREDICTION_PREFIX, PREDICTIONS
-
 from meguri_monitoring import api, handlers, projection
 from meguri_monitoring.settings import Settings
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import kolmogorov
+
 from meguri_chassis.profiles import NumericProfile, Profile
 from meguri_contracts.errors import Invalid
 from meguri_contracts.spec import Monitor
-from scipy.special import kolmogorov
 
 
 @dataclass(frozen=True)

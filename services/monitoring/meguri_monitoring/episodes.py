@@ -12,7 +12,6 @@ from meguri_contracts import events
 from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Monitor
-
 from meguri_monitoring.drift import FeatureVerdict, compare, contributions
 from meguri_monitoring.windows import Window
 

@@ -7,6 +7,9 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
+from nats.aio.msg import Msg
+from sqlmodel import Session
+
 from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import hears, set_aside
@@ -19,9 +22,6 @@ from meguri_chassis.store import Database, locked_position, move_position
 from meguri_contracts.errors import MeguriError, PermanentError
 from meguri_contracts.events import Artifact, Event, RolloutChanged
 from meguri_contracts.names import derived_id
-from nats.aio.msg import Msg
-from sqlmodel import Session
-
 from meguri_monitoring import episodes, predictions, store, windows
 from meguri_monitoring.predictions import Batch
 
@@ -36,11 +36,6 @@ NAME = "monitoring-predictions"
 def end_episode(rollout: RolloutChanged, session: Session) -> Sequence[Event]:
     """Another version serves: the drift that was seen of the one before is over."""
     return episodes.resolve(store.state(session, rollout.model), rollout)
-
-
-def table_uri(data_url: str, model: str, version: int) -> str:
-    """Where the predictions of a version are kept."""
-    return f"{data_url}/_predictions/{model}/v{version}"
 
 
 class Watcher:
@@ -88,7 +83,7 @@ class Watcher:
         while True:
             try:
                 await step()
-            except Exception as error:  # noqa: BLE001 - predictions wait in their stream until this is put right
+            except Exception as error:
                 self._trouble = f"{what} cannot be counted: {error}"
                 logger.log(
                     logging.WARNING if isinstance(error, MeguriError) else logging.ERROR, self._trouble, exc_info=error
@@ -148,7 +143,7 @@ class Watcher:
     def _keep(self, batches: Sequence[Batch]) -> None:
         by_version = attrgetter("model", "version")
         for (model, version), group in groupby(sorted(batches, key=by_version), by_version):
-            predictions.append(table_uri(self._data_url, model, version), list(group))
+            predictions.append(predictions.table_uri(self._data_url, model, version), list(group))
 
     def _count(self, batches: Sequence[Batch], last: int) -> None:
         with self._database.write() as session:

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
+
 from meguri_contracts.errors import Invalid, Malformed, TemporaryError
 
 ABOUT = ("prediction_id", "time", "model", "version", "producer", "trace_id")
@@ -31,6 +32,11 @@ _TYPES = {
     "producer": pl.String(),
     "trace_id": pl.String(),
 }
+
+
+def table_uri(data_url: str, model: str, version: int) -> str:
+    """Where the predictions of a version are kept."""
+    return f"{data_url}/_predictions/{model}/v{version}"
 
 
 class TableBusy(TemporaryError):

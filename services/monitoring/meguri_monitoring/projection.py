@@ -1,9 +1,9 @@
 """Events into the tables of monitoring. Predictions are no events of the log; `handlers.Watcher` counts them."""
 
-from meguri_chassis.log import Message
-from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged, SpecApplied
 from sqlmodel import Session
 
+from meguri_chassis.log import Message
+from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged, SpecApplied
 from meguri_monitoring import episodes, store
 
 HEARS = (SpecApplied, RolloutChanged, DriftDetected, EpisodeResolved)

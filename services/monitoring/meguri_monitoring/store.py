@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from meguri_chassis.store import BIG, Position
-from meguri_contracts.errors import NotFound
-from meguri_contracts.events import Artifact
-from meguri_contracts.spec import Monitor
 from pydantic import TypeAdapter
 from sqlalchemy import JSON, Column, DateTime, LargeBinary, delete, update
 from sqlmodel import Field, Session, SQLModel, col, select
 
+from meguri_chassis.store import BIG, Position
+from meguri_contracts.errors import NotFound
+from meguri_contracts.events import Artifact
+from meguri_contracts.spec import Monitor
 from meguri_monitoring.episodes import Judged, State
 from meguri_monitoring.windows import Window
 

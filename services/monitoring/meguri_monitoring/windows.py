@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
 from meguri_chassis.profiles import Profile
 from meguri_contracts.errors import Invalid, Malformed
-
 from meguri_monitoring.predictions import Batch
 
 SAMPLES = 5

@@ -8,6 +8,9 @@ from uuid import uuid4
 
 import yaml
 from fastapi import APIRouter, Body, Header, Query, Request
+from pydantic import BaseModel, Field, ValidationError
+from sqlmodel import Session
+
 from meguri_chassis.log import explain
 from meguri_chassis.projection import recorded
 from meguri_chassis.service import Service
@@ -16,9 +19,6 @@ from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Event, RolloutChanged, TrainingRequested
 from meguri_contracts.names import NAME_PATTERN, derived_id
 from meguri_contracts.spec import ModelSpec
-from pydantic import BaseModel, Field, ValidationError
-from sqlmodel import Session
-
 from meguri_registry import promotion, store
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -147,15 +147,7 @@ def routes(service: Service) -> APIRouter:
         name: Name, body: Annotated[Because, Body()] = Because(), key: Key = None, actor: Actor = "unknown"
     ) -> Said:
         """Go back to the champion before the present one."""
-
-        def back(session: Session) -> Sequence[Event]:
-            model = store.known_model(session, name)
-            # Sent again after it was done, there may be no champion left to go back to.
-            if key and recorded(session, derived_id(key, RolloutChanged.type, name, "")):
-                return []
-            return promotion.promote(model, store.before(session, name), actor, f"rollback: {body.reason}")
-
-        return await carry_out(back, key)
+        return await carry_out(lambda session: _back(session, name, key, actor, f"rollback: {body.reason}"), key)
 
     @router.post("/models/{name}/train", tags=["commands"], status_code=202)
     async def train(
@@ -170,6 +162,14 @@ def routes(service: Service) -> APIRouter:
         return await carry_out(request, key)
 
     return router
+
+
+def _back(session: Session, name: str, key: str | None, actor: str, reason: str) -> Sequence[Event]:
+    model = store.known_model(session, name)
+    # Sent again after it was done, there may be no champion left to go back to.
+    if key and recorded(session, derived_id(key, RolloutChanged.type, name, "")):
+        return []
+    return promotion.promote(model, store.before(session, name), actor, reason)
 
 
 def _spec(text: bytes) -> ModelSpec:

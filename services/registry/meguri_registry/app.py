@@ -7,7 +7,6 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import REGISTRY_JUDGE
-
 from meguri_registry import api, handlers, projection
 from meguri_registry.settings import Settings
 

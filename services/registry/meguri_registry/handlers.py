@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from meguri_chassis.bus import hears
-from meguri_contracts.events import Event, ModelTrained
 from sqlmodel import Session
 
+from meguri_chassis.bus import hears
+from meguri_contracts.events import Event, ModelTrained
 from meguri_registry import promotion, store
 
 

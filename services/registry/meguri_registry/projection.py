@@ -1,5 +1,7 @@
 """Events into the tables of the registry."""
 
+from sqlmodel import Session
+
 from meguri_chassis.log import Message
 from meguri_contracts.events import (
     ApprovalRequested,
@@ -14,8 +16,6 @@ from meguri_contracts.events import (
     TrainingRequested,
     TrainingStarted,
 )
-from sqlmodel import Session
-
 from meguri_registry import promotion, store
 
 HEARS = (

@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Mapping
 
+from pydantic import BaseModel, ConfigDict
+
 from meguri_contracts.errors import Conflict, Invalid, NotFound
 from meguri_contracts.events import (
     ApprovalRequested,
@@ -20,7 +22,6 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.gates import Rule, parse_gate
 from meguri_contracts.spec import Dataset, ModelSpec
-from pydantic import BaseModel, ConfigDict
 
 
 class Model(BaseModel):

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import JSON, Column, DateTime
+from sqlmodel import Field, Session, SQLModel, col, select
+
 from meguri_chassis.store import BIG, utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.events import Deployed
 from meguri_contracts.spec import Dataset
-from sqlalchemy import JSON, Column, DateTime
-from sqlmodel import Field, Session, SQLModel, col, select
-
 from meguri_registry.promotion import Model, previous
 
 

@@ -3,11 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from meguri_chassis.service import Service
-from meguri_contracts.names import NAME_PATTERN
 from pydantic import Field
 from sqlmodel import Session
 
+from meguri_chassis.service import Service
+from meguri_contracts.names import NAME_PATTERN
 from meguri_training import runs, store
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]

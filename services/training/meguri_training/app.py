@@ -8,7 +8,6 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import TRAINING_FITS, TRAINING_TRIGGERS
-
 from meguri_training import api, handlers, projection
 from meguri_training.settings import Settings
 from meguri_training.workers import Home, Workers

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from meguri_contracts import spec
-from meguri_contracts.errors import Invalid
 from numpy.typing import NDArray
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
@@ -40,6 +38,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from meguri_contracts import spec
+from meguri_contracts.errors import Invalid
 
 Task = Literal["classification", "regression"]
 Rows = NDArray[np.float32] | NDArray[np.float64]

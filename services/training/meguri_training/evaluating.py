@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from meguri_contracts.errors import PermanentError
 from numpy.typing import NDArray
 
+from meguri_contracts.errors import PermanentError
 from meguri_training.estimators import Rows, Task
 from meguri_training.reading import Target
 

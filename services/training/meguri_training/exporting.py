@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import skops.io
-from meguri_contracts.errors import PermanentError
-from meguri_contracts.events import Signature, Tensor
 from numpy.typing import NDArray
 from skl2onnx import convert_sklearn
 from skl2onnx.common import tree_ensemble
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 from skops.io.exceptions import UntrustedTypesFoundException
 
+from meguri_contracts.errors import PermanentError
+from meguri_contracts.events import Signature, Tensor
 from meguri_training import evaluating
 from meguri_training.estimators import Rows, Task
 from meguri_training.reading import Target

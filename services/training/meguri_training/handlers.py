@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from sqlmodel import Session
+
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import hears
 from meguri_chassis.log import EventLog, Message
@@ -24,11 +26,9 @@ from meguri_contracts.events import (
     TrainingStarted,
 )
 from meguri_contracts.names import derived_id
-from sqlmodel import Session
-
 from meguri_training import runs, store
 from meguri_training.fitting import Fitted, Job
-from meguri_training.workers import Workers, WorkerDied
+from meguri_training.workers import WorkerDied, Workers
 
 
 @hears(

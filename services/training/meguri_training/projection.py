@@ -1,5 +1,7 @@
 """Events into the tables of training."""
 
+from sqlmodel import Session
+
 from meguri_chassis.log import Message
 from meguri_contracts.events import (
     ApprovalRequested,
@@ -15,8 +17,6 @@ from meguri_contracts.events import (
     TrainingRequested,
     TrainingStarted,
 )
-from sqlmodel import Session
-
 from meguri_training import runs, store
 
 HEARS = (

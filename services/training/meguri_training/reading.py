@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
-from meguri_contracts.errors import Invalid, NotFound
 from numpy.typing import NDArray
+
+from meguri_contracts.errors import Invalid, NotFound
 
 Target = NDArray[Any]
 """Shape [n]: int64 or str for classification, float64 for regression."""

@@ -1,5 +1,7 @@
 """When to train: the decisions of training as plain functions of plain values."""
 
+from pydantic import BaseModel, ConfigDict
+
 from meguri_contracts.events import (
     ApprovalRequested,
     DataCommitted,
@@ -17,7 +19,6 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import ModelSpec
-from pydantic import BaseModel, ConfigDict
 
 MAX_TRIGGERS = 128
 """Triggers that a run remembers, the newest; as many as a span may have links."""

@@ -1,7 +1,8 @@
 """What an operator may turn in training."""
 
-from meguri_chassis.settings import ServiceSettings
 from pydantic import Field
+
+from meguri_chassis.settings import ServiceSettings
 
 
 class Settings(ServiceSettings):

@@ -8,8 +8,9 @@ from hashlib import blake2b
 
 import numpy as np
 import polars as pl
-from meguri_contracts.errors import Invalid
 from numpy.typing import NDArray
+
+from meguri_contracts.errors import Invalid
 
 Hashes = NDArray[np.uint64]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from meguri_chassis.profiles import profile_of
-from meguri_contracts.errors import Invalid, PermanentError
-from meguri_contracts.spec import Column, ColumnType, Dataset, Estimator, ModelSpec
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from meguri_chassis.profiles import profile_of
+from meguri_contracts.errors import Invalid, PermanentError
+from meguri_contracts.spec import Column, ColumnType, Dataset, Estimator, ModelSpec
 from meguri_training import estimators, evaluating, exporting, reading, splitting
 from meguri_training.evaluating import NotComparable
 from meguri_training.fitting import Fitted, Job

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from meguri_contracts.errors import NotFound
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, Session, SQLModel, select
 
+from meguri_contracts.errors import NotFound
 from meguri_training.runs import Data, Model
 
 

@@ -16,7 +16,6 @@ from typing import Self
 
 from meguri_chassis import telemetry
 from meguri_contracts.errors import TemporaryError
-
 from meguri_training import fitting
 from meguri_training.fitting import Fitted, Job
 

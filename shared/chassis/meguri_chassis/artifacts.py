@@ -6,10 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import obstore
-from meguri_contracts.errors import NotFound, PermanentError, TemporaryError
-from meguri_contracts.events import Artifact
 from obstore.exceptions import BaseError
 from obstore.store import from_url
+
+from meguri_contracts.errors import NotFound, PermanentError, TemporaryError
+from meguri_contracts.events import Artifact
 
 
 class Damaged(PermanentError):

@@ -16,10 +16,6 @@ from typing import Any, TypeVar
 
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
-from faststream.nats.annotations import NatsMessage
-from meguri_contracts.errors import PermanentError, TemporaryError
-from meguri_contracts.events import Event
-from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -27,6 +23,9 @@ from nats.js import JetStreamContext
 from meguri_chassis import telemetry
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import Message, ce_value, publish
+from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.events import Event
+from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +92,8 @@ class Bus:
             decoder=_as_it_is,
             title=hearing.consumer.name,
         )
-        async def deliver(message: NatsMessage) -> None:
-            await self._deliver(js(), hearing, message.raw_message)
+        async def deliver(msg: Any) -> None:
+            await self._deliver(js(), hearing, msg)
 
     async def _deliver(self, js: JetStreamContext, hearing: Hearing, msg: Msg) -> None:
         message, began = Message.read(msg), time.perf_counter()
@@ -198,9 +197,12 @@ async def _settle(answer: Awaitable[None], message: Message) -> None:
         logger.warning("no answer for %s reached the broker: %r", message.id, error)
 
 
-async def _as_it_is(message: Any) -> bytes:
-    """The body is read by `Message`, which knows the three forms of a CloudEvent, and says what is wrong with it."""
-    return bytes(message.body)
+async def _as_it_is(message: Any) -> Any:
+    """The message of the client; `Message` reads it, knows the three forms of a CloudEvent, and says what is wrong with it.
+
+    As the argument of the subscriber, because FastStream would resolve an annotated one in a thread: out of order.
+    """
+    return message.raw_message
 
 
 @asynccontextmanager

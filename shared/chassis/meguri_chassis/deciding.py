@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from meguri_contracts.events import Event
-from meguri_contracts.names import derived_id
 from sqlmodel import Session
 
 from meguri_chassis.log import EventLog, MovedOn
 from meguri_chassis.projection import Projection, head, recorded
 from meguri_chassis.store import Database
+from meguri_contracts.events import Event
+from meguri_contracts.names import derived_id
 
 Decide = Callable[[Session], Sequence[Event]]
 

@@ -14,10 +14,6 @@ from typing import Any, Self
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
-from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
-from meguri_contracts.events import BY_KIND, BY_TYPE, Event
-from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
-from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -28,6 +24,10 @@ from opentelemetry import propagate
 from pydantic import ValidationError
 
 from meguri_chassis import telemetry
+from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
+from meguri_contracts.events import BY_KIND, BY_TYPE, Event
+from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
+from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
 
 logger = logging.getLogger(__name__)
 
@@ -276,6 +276,14 @@ class EventLog:
             return int((await self._js().stream_info(LOG)).state.last_seq)
         except (NatsError, APIError, OSError, TimeoutError) as error:
             raise LogUnavailable(f"the log does not answer: {error!r}") from error
+
+    async def keys(self, kind: str) -> set[str]:
+        """Return the keys that the log has events of a kind for."""
+        try:
+            info = await self._js().stream_info(LOG, subjects_filter=subject(kind, "*"))
+        except (NatsError, APIError, OSError, TimeoutError) as error:
+            raise LogUnavailable(f"the log does not answer: {error!r}") from error
+        return {name.rpartition(".")[2] for name in info.state.subjects or {}}
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
         return await publish(self._js(), LOG, subject, body, headers)

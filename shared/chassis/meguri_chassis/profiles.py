@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, Self
 
 import datasketches
 import numpy as np
-from meguri_contracts.errors import Invalid, Malformed
 from numpy.typing import ArrayLike, NDArray
+
+from meguri_contracts.errors import Invalid, Malformed
 
 KEPT = 1024
 """Rows of a feature kept as they are, and the size k of the sketch that takes the others."""

@@ -10,10 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from meguri_contracts.errors import PermanentError, TemporaryError
-from meguri_contracts.events import Event
-from meguri_contracts.names import is_name
-from meguri_contracts.topology import EVENT_PREFIX, LOG
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from sqlalchemy import insert
@@ -23,6 +19,10 @@ from meguri_chassis import telemetry
 from meguri_chassis.log import Message
 from meguri_chassis.reader import Reader
 from meguri_chassis.store import Database, Head, JournalEntry, Position, keep_heads, locked_position, move_position
+from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.events import Event
+from meguri_contracts.names import is_name
+from meguri_contracts.topology import EVENT_PREFIX, LOG
 
 logger = logging.getLogger(__name__)
 

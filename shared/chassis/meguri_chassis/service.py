@@ -17,8 +17,6 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from faststream.nats import NatsBroker
-from meguri_contracts.errors import Conflict, Malformed, MeguriError, NotFound, PermanentError, TooLarge
-from meguri_contracts.topology import LOG, STREAMS
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -34,6 +32,8 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.reader import Reader
 from meguri_chassis.settings import ServiceSettings
 from meguri_chassis.store import Database
+from meguri_contracts.errors import Conflict, Malformed, MeguriError, NotFound, PermanentError, TooLarge
+from meguri_contracts.topology import LOG, STREAMS
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from meguri_contracts.topology import PORTS
 from pydantic import Field
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from meguri_contracts.topology import PORTS
 
 
 class ServiceSettings(BaseSettings):

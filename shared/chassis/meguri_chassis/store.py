@@ -10,13 +10,14 @@ import psycopg
 import sqlalchemy
 from alembic import command, op
 from alembic.config import Config
-from meguri_contracts.errors import TemporaryError
 from psycopg.abc import Buffer
 from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, create_engine
 from sqlmodel.sql.sqltypes import AutoString
+
+from meguri_contracts.errors import TemporaryError
 
 BIG = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 """64 bits on both databases; stream sequences and byte counts need them."""
@@ -154,7 +155,9 @@ class Database:
         with _translated():
             if self.is_sqlite and (path := self.engine.url.database):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with self.engine.connect().execution_options(meguri_write=True) as connection:
+            # Whoever waited for the lock must see what was done meanwhile, so no snapshot from before.
+            as_writer = _WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL
+            with self.engine.connect().execution_options(**as_writer) as connection:
                 if not self.is_sqlite:
                     connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
                 command.upgrade(self.alembic(connection), "head")

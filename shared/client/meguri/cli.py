@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from meguri_contracts.topology import PORTS
 from rich.console import Console
 
 from meguri import client as sdk
 from meguri import show, traces
 from meguri.client import Meguri, MeguriClientError, Refused
 from meguri.provisioning import BrokerAway, provision
+from meguri_contracts.topology import PORTS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)

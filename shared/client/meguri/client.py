@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx
 import nats
+
 from meguri_contracts.events import DataArrived
 from meguri_contracts.topology import LOG, PORTS, subject
 

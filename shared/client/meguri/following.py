@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import nats
-from meguri_contracts.topology import EVENT_PREFIX, LOG
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from meguri.client import broker
+from meguri_contracts.topology import EVENT_PREFIX, LOG
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import nats
-from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, Consumer, Stream
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
+
+from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, Consumer, Stream
 
 T = TypeVar("T")
 

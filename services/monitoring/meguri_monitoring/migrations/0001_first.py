@@ -2,8 +2,9 @@
 
 import sqlalchemy as sa
 from alembic import op
-from meguri_chassis.store import BIG, create_log_tables
 from sqlmodel.sql.sqltypes import AutoString
+
+from meguri_chassis.store import BIG, create_log_tables
 
 revision = "0001"
 down_revision = None

@@ -1,0 +1,116 @@
+"""A service starts in any order, says what it waits for, and goes when it is told to. The registry stands for all of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from meguri.provisioning import provision
+from tests.conftest import ROOT, Broker, free_port, until
+
+
+class Process:
+    """A registry of its own, as an operator starts it."""
+
+    def __init__(self, folder: Path, nats_url: str) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.log = folder / "registry.log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MEGURI_", "OTEL_"))}
+        env = kept | {
+            "MEGURI_NATS_URL": nats_url,
+            "MEGURI_VAR": str(folder / "var"),
+            "MEGURI_REGISTRY_PORT": self.url.rpartition(":")[2],
+        }
+        with self.log.open("w") as log:
+            command = [sys.executable, "-m", "meguri_registry"]
+            self.process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log)
+
+    def get(self, path: str) -> httpx.Response | None:
+        """The answer; none while nobody listens."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(f"{self.url}{path}")
+        except httpx.TransportError:
+            return None
+
+    def reasons(self) -> str:
+        """Why it is not ready; empty when it is."""
+        answer = self.get("/health/ready")
+        assert answer is not None
+        assert answer.is_success is answer.json()["ready"]
+        assert answer.status_code in (200, 503)
+        return "; ".join(answer.json()["reasons"])
+
+    def terminate(self) -> float:
+        """Tell it to stop; returns the seconds that it took to end well."""
+        began = time.perf_counter()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(30) == 0, self.log.read_text()
+        return time.perf_counter() - began
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
+    started = []
+
+    def start(nats_url: str) -> Process:
+        started.append(Process(tmp_path, nats_url))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.process.kill()
+        process.process.wait()
+
+
+def says(process: Process, words: str) -> Callable[[], Any]:
+    return lambda: words in process.reasons()
+
+
+async def test_a_service_that_comes_first_waits_and_says_for_what_until_all_is_there(registry, tmp_path):
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    broker = Broker(folder)
+    process = registry(broker.url)
+    live = await until(lambda: process.get("/health/live"))
+    assert (live.status_code, live.json()) == (200, {"live": True})
+    await until(says(process, f"waiting for the broker at {broker.url}"))
+    assert process.get("/metrics").status_code == 200
+    assert process.get("/health/live").status_code == 200
+
+    broker.start()
+    try:
+        await until(says(process, "stream MEGURI is missing: run `meguri provision`"))
+        await provision(broker.url)
+        await until(lambda: process.reasons() == "", "readiness")
+    finally:
+        broker.kill()
+
+
+async def test_a_service_is_not_ready_while_the_broker_is_away_and_stops_within_a_second(registry, own_broker):
+    process = registry(own_broker.url)
+    await until(lambda: process.get("/health/live"))
+    await until(lambda: process.reasons() == "", "readiness")
+    own_broker.kill()
+    await until(says(process, f"no connection to the broker at {own_broker.url}"))
+    own_broker.start()
+    await until(lambda: process.reasons() == "", "readiness again")
+
+    assert process.terminate() < 1
+
+
+async def test_a_service_stops_within_a_second_also_while_the_broker_is_away(registry, own_broker):
+    process = registry(own_broker.url)
+    await until(lambda: process.get("/health/live"))
+    await until(lambda: process.reasons() == "", "readiness")
+    own_broker.kill()
+    await until(says(process, "no connection to the broker"))
+
+    assert process.terminate() < 1

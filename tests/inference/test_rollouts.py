@@ -1,0 +1,239 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import httpx
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from meguri_chassis import telemetry
+from meguri_chassis.artifacts import Artifacts
+from meguri_contracts.events import Artifact, Deployed, ModelLoaded, Plan, RolloutChanged
+from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
+from meguri_inference.app import build
+from meguri_inference.prediction_log import read_batch
+from meguri_inference.settings import Settings
+from tests.conftest import Broker, until
+from tests.services import Wire, name, running, wire
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A running replica, and what the registry does beside it."""
+
+    http: httpx.AsyncClient
+    wire: Wire
+    artifacts: Artifacts
+    model: str
+
+    async def deployed(self, fitted: Any, version: int) -> Deployed:
+        onnx = await self.artifacts.put(fitted.onnx)
+        return fitted.deployed.model_copy(update={"version": version, "onnx": onnx})
+
+    async def roll_out(self, champion: Deployed, **more: str) -> None:
+        await self.wire.say(rollout(self.model, champion), **more)
+
+    async def serve(self, fitted: Any, version: int) -> None:
+        """Roll a version out and wait until it serves."""
+        await self.roll_out(await self.deployed(fitted, version))
+        await until(lambda: self.serves(version), f"version {version} serving")
+
+    async def serves(self, version: int) -> bool:
+        return (await self.http.get(f"/v2/models/{self.model}/versions/{version}/ready")).status_code == 200
+
+    async def infer(self, fitted: Any, rows: int = 1, **headers: str) -> httpx.Response:
+        body = fitted.body(fitted.x[:rows])
+        return await self.http.post(f"/v2/models/{self.model}/infer", json=body, headers=headers)
+
+    async def not_ready(self) -> list[str]:
+        return (await self.http.get("/health/ready")).json()["reasons"]
+
+
+def rollout(model: str, champion: Deployed) -> RolloutChanged:
+    return RolloutChanged(model=model, plan=Plan(champion=champion), reason="the gate holds", actor="registry")
+
+
+def damage(artifact: Artifact) -> None:
+    Path(urlparse(artifact.uri).path).write_bytes(b"something else")
+
+
+@asynccontextmanager
+async def inferring(broker: Broker, folder: Path, model: str) -> AsyncIterator[Inference]:
+    settings = Settings(nats_url=broker.url, var=folder, replica="replica-1", linger=0.01, sampling=0)
+    async with running(build(settings)) as http, wire(broker) as beside:
+        yield Inference(http, beside, Artifacts(settings.artifacts_url), model)
+
+
+@pytest.fixture
+async def inference(own_broker, tmp_path) -> AsyncIterator[Inference]:
+    async with inferring(own_broker, tmp_path, name("m")) as inference:
+        yield inference
+
+
+# --- following --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_that_is_ready_serves_what_was_rolled_out_before_it_came(own_broker, tmp_path, forest, iris):
+    models = [name("m") for _ in range(3)]
+    async with inferring(own_broker, tmp_path, models[0]) as first:
+        for model in models:
+            await first.wire.say(rollout(model, await first.deployed(iris, 1)))
+            await first.wire.say(rollout(model, await first.deployed(forest, 2)))
+
+    async with inferring(own_broker, tmp_path, models[0]) as second:
+        served = (await second.http.get("/models")).json()
+        assert [(one["model"], one["version"]) for one in served] == [(model, 2) for model in sorted(models)]
+        assert (await second.infer(forest)).status_code == 200
+
+
+async def test_a_replica_without_any_rollout_is_ready_and_says_what_it_serves(inference, iris):
+    answer = await inference.infer(iris)
+
+    assert await inference.not_ready() == []
+    assert (answer.status_code, answer.json()["error"]) == (
+        404,
+        f"no model {inference.model!r} is served here; served are: none yet",
+    )
+
+
+async def test_a_rollout_is_followed_and_said(inference, iris, flowers):
+    await inference.serve(iris, 1)
+    before = (await inference.infer(iris)).json()
+    await inference.serve(flowers, 2)
+    after = (await inference.infer(flowers)).json()
+
+    assert (before["model_version"], after["model_version"]) == ("1", "2")
+    assert after["outputs"][0]["data"] == ["setosa"]
+
+    async def said() -> list[ModelLoaded] | None:
+        found = await inference.wire.said(ModelLoaded, inference.model)
+        return found if len(found) == 2 else None
+
+    loaded = await until(said, "model-loaded")
+    assert [(one.version, one.replica) for one in loaded] == [(1, "replica-1"), (2, "replica-1")]
+    assert all(one.seconds > 0 for one in loaded)
+
+
+async def test_of_many_rollouts_at_once_the_last_one_serves(inference, iris):
+    for version in range(1, 8):
+        await inference.roll_out(await inference.deployed(iris, version))
+
+    await until(lambda: inference.serves(7), "the last version")
+    assert await inference.not_ready() == []
+
+
+async def test_a_model_that_cannot_be_loaded_leaves_the_old_one_serving_and_readiness_says_so(
+    inference, iris, flowers, ridge
+):
+    await inference.serve(iris, 1)
+    broken = await inference.deployed(flowers, 2)
+    damage(broken.onnx)
+    await inference.roll_out(broken)
+    reasons = await until(inference.not_ready, "readiness to say so")
+
+    assert f"{inference.model} cannot be loaded: the bytes at {broken.onnx.uri}" in reasons[0]
+    assert (await inference.infer(iris)).json()["model_version"] == "1"
+    # A rollback, or any later rollout, puts it right.
+    await inference.roll_out(await inference.deployed(iris, 1))
+    await until(lambda: is_ready(inference), "readiness after a rollback")
+    await inference.serve(ridge, 3)
+    assert [one.version for one in await inference.wire.said(ModelLoaded, inference.model)][:1] == [1]
+
+
+async def test_a_file_that_is_not_what_its_signature_says_is_not_served(inference, iris, ridge):
+    await inference.serve(iris, 1)
+    other = (await inference.deployed(ridge, 2)).model_copy(update={"signature": iris.deployed.signature})
+    await inference.roll_out(other)
+
+    reasons = await until(inference.not_ready, "readiness to say so")
+    assert f"model {inference.model!r} version 2 cannot be served" in reasons[0]
+    assert (await inference.infer(iris)).status_code == 200
+
+
+async def is_ready(inference: Inference) -> bool:
+    return not await inference.not_ready()
+
+
+# --- traces and predictions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+def collect(spans: InMemorySpanExporter) -> None:
+    """Have the spans of this process from now on: a service has set the provider up."""
+    provider = trace.get_tracer_provider()
+    assert isinstance(provider, TracerProvider)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+
+
+def inferred(spans: InMemorySpanExporter) -> list[ReadableSpan]:
+    return [span for span in spans.get_finished_spans() if span.name == "infer"]
+
+
+async def test_a_prediction_goes_on_in_the_callers_trace_and_links_to_that_of_its_model(inference, iris, spans):
+    collect(spans)
+    with telemetry.tracer.start_as_current_span("promotion") as promotion:
+        await inference.roll_out(await inference.deployed(iris, 1), journey="journey-1")
+    await until(lambda: inference.serves(1))
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    answer = (await inference.infer(iris, traceparent=f"00-{trace_id}-{span_id}-01")).json()
+
+    (span,) = inferred(spans)
+    (link,) = span.links
+    assert answer["parameters"]["trace_id"] == trace_id == f"{span.context.trace_id:032x}"
+    assert f"{span.parent.span_id:016x}" == span_id
+    assert link.context.trace_id == promotion.get_span_context().trace_id
+    assert span.attributes["meguri.journey.id"] == "journey-1"
+    assert span.attributes["meguri.prediction.id"] == answer["parameters"]["prediction_id"]
+    assert (span.attributes["meguri.model"], span.attributes["meguri.model.version"]) == (inference.model, 1)
+
+
+async def test_a_prediction_that_is_not_sampled_has_a_trace_id_and_no_span(inference, iris, spans):
+    collect(spans)
+    await inference.serve(iris, 1)
+    unsampled = "4bf92f3577b34da6a3ce929d0e0e4736"
+    of_caller = {"traceparent": f"00-{unsampled}-00f067aa0ba902b7-00"}
+    own, callers = [
+        (await inference.infer(iris, **headers)).json()["parameters"]["trace_id"] for headers in ({}, of_caller)
+    ]
+
+    assert len(own) == 32
+    assert callers == unsampled
+    assert inferred(spans) == []
+
+
+async def test_predictions_are_published_with_features_and_answers(inference, iris):
+    await inference.serve(iris, 1)
+    answer = (await inference.infer(iris, rows=2, **{"Meguri-Producer": "a camera"})).json()
+
+    (message,) = await until(lambda: inference.wire.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{inference.model}"))
+    rows = read_batch(message.data).to_pylist()
+    prediction_id = answer["parameters"]["prediction_id"]
+    assert [row["prediction_id"] for row in rows] == [f"{prediction_id}:0", f"{prediction_id}:1"]
+    assert {(row["model"], row["version"], row["producer"]) for row in rows} == {(inference.model, 1, "a camera")}
+    assert {row["trace_id"] for row in rows} == {answer["parameters"]["trace_id"]}
+    assert [[row[feature] for feature in iris.deployed.signature.features] for row in rows] == iris.x[:2].tolist()
+    assert [row["label"] for row in rows] == answer["outputs"][0]["data"]
+
+
+async def test_predictions_in_hand_are_published_before_the_replica_is_gone(own_broker, tmp_path, iris):
+    model = name("m")
+    settings = Settings(nats_url=own_broker.url, var=tmp_path, linger=3600)
+    async with wire(own_broker) as beside:
+        async with running(build(settings)) as http:
+            inference = Inference(http, beside, Artifacts(settings.artifacts_url), model)
+            await inference.serve(iris, 1)
+            await inference.infer(iris, rows=3)
+            assert await beside.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{model}") == []
+
+        (message,) = await beside.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{model}")
+        assert read_batch(message.data).num_rows == 3

@@ -1,0 +1,166 @@
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import onnxruntime
+import polars as pl
+import pytest
+from sklearn.datasets import load_iris
+
+from meguri_chassis.artifacts import Artifacts
+from meguri_contracts.events import (
+    Contribution,
+    DataCommitted,
+    Event,
+    ModelTrained,
+    PromotionRejected,
+    TrainingFailed,
+    TrainingRequested,
+    TrainingStarted,
+)
+from meguri_contracts.spec import ModelSpec
+from meguri_training.app import build
+from meguri_training.settings import Settings
+from tests.conftest import until
+from tests.services import Wire, name, running, wire
+
+IRIS, SPECIES = load_iris(return_X_y=True)
+FLOWERS = pl.DataFrame(IRIS, schema=["a", "b", "c", "d"]).with_columns(species=SPECIES)
+
+
+def spec(model: str) -> ModelSpec:
+    columns: dict[str, Any] = {column: {"type": "number"} for column in "abcd"} | {"species": {"type": "integer"}}
+    return ModelSpec.model_validate(
+        {
+            "model": model,
+            "task": "classification",
+            "dataset": {"name": model, "columns": columns},
+            "target": "species",
+            "estimator": {"name": "LogisticRegression"},
+            "gate": "accuracy > 0.8",
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """A running training service on a log of its own, with its warm worker."""
+
+    http: httpx.AsyncClient
+    wire: Wire
+    artifacts: Artifacts
+    folder: Path
+
+    async def commit(self, dataset: str, rows: pl.DataFrame) -> str:
+        """A new version of a dataset, as ingest makes and says it; returns the id of its event."""
+        uri = str(self.folder / "data" / dataset)
+        rows.write_delta(uri, mode="append")
+        before = await self.wire.said(DataCommitted, dataset)
+        part = Contribution(event=name("e"), producer="lab", rows=rows.height)
+        total = rows.height + (before[-1].total_rows if before else 0)
+        committed = DataCommitted(
+            dataset=dataset,
+            version=len(before),
+            digest=f"d{len(before)}",
+            rows=rows.height,
+            total_rows=total,
+            events=(part,),
+        )
+        id_ = name("committed")
+        await self.wire.say(committed, id=id_)
+        return id_
+
+    async def said(self, kind: type[Event], model: str, count: int = 1) -> list[Any]:
+        """The events of a kind once there are as many."""
+
+        async def enough() -> list[Any] | None:
+            found = await self.wire.said(kind, model)
+            return found if len(found) >= count else None
+
+        return await until(enough, f"{count} {kind.kind()}")
+
+    async def state(self, model: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/models/{model}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+async def training(own_broker, tmp_path) -> AsyncIterator[Training]:
+    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
+    async with running(build(settings)) as http, wire(own_broker) as beside:
+        yield Training(http, beside, Artifacts(settings.artifacts_url), tmp_path)
+
+
+async def test_new_rows_become_a_trained_model_with_its_files(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model))
+    committed = await training.commit(model, FLOWERS)
+
+    (trained,) = await training.said(ModelTrained, model)
+    (started,) = await training.said(TrainingStarted, model)
+    assert [trigger.event for trigger in started.triggers] == [committed]
+    assert (trained.run, trained.dataset_version, trained.dataset_digest) == (started.run, 0, "d0")
+    assert trained.train_rows + trained.holdout_rows == 150
+    assert trained.candidate.metrics["accuracy"] > 0.8
+    assert trained.signature.features == ("a", "b", "c", "d")
+    assert onnxruntime.InferenceSession(await training.artifacts.get(trained.onnx))
+    assert all([await training.artifacts.get(file) for file in (trained.skops, trained.profile)])
+    state = await training.state(model)
+    assert (state["running"], state["waits_for"]) == (started.run, f"run {started.run} has no verdict yet")
+
+
+async def test_a_run_that_is_heard_twice_is_said_once(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model))
+    await training.commit(model, FLOWERS)
+    (trained,) = await training.said(ModelTrained, model)
+    (started,) = await training.said(TrainingStarted, model)
+
+    await training.wire.say(started)
+    rejected = PromotionRejected(model=model, version=1, run=trained.run, reason="the gate does not hold")
+    await training.wire.say(rejected)
+    # One fit after the other: when the next run has ended, the repeated one was dealt with.
+    await training.wire.say(TrainingRequested(model=model, reason="again", actor="ada"))
+    first, second = await training.said(ModelTrained, model, 2)
+    assert (first.run, second.run != first.run) == (started.run, True)
+    assert len(await training.wire.said(ModelTrained, model)) == 2
+    assert second.onnx == first.onnx
+
+
+async def test_a_run_that_cannot_succeed_fails_once_with_the_reason_and_waits_for_new_rows(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model))
+    await training.commit(model, FLOWERS[:50])
+
+    (failed,) = await training.said(TrainingFailed, model)
+    (started,) = await training.said(TrainingStarted, model)
+    assert failed.run == started.run
+    assert "every row to train on has species = 0; a classifier needs at least two classes" in failed.reason
+
+    async def ended() -> bool:
+        return (await training.state(model))["running"] is None
+
+    await until(ended, "the end of the run")
+    assert (await training.state(model))["waits_for"] == "0 new rows since the last run, 1 are enough"
+    await training.commit(model, FLOWERS[50:])
+    await training.said(ModelTrained, model)
+    assert len(await training.wire.said(TrainingFailed, model)) == 1
+
+
+async def test_a_dataset_that_is_gone_fails_the_run_in_words(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model))
+    part = Contribution(event=name("e"), producer="lab", rows=10)
+    await training.wire.say(DataCommitted(dataset=model, version=3, digest="d", rows=10, total_rows=10, events=(part,)))
+
+    (failed,) = await training.said(TrainingFailed, model)
+    assert f"version 3 of the table {training.folder}/data/{model} cannot be read" in failed.reason
+
+
+async def test_an_unknown_model_is_not_found(training):
+    answer = await training.http.get("/models/unknown")
+
+    assert (answer.status_code, answer.json()["error"]) == (404, "no model 'unknown'; known are: none")

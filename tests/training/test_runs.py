@@ -1,0 +1,358 @@
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meguri_contracts.events import (
+    ApprovalRequested,
+    Artifact,
+    Contribution,
+    DataCommitted,
+    Deployed,
+    DriftDetected,
+    EpisodeResolved,
+    Event,
+    Plan,
+    PromotionRejected,
+    RolloutChanged,
+    Signature,
+    SpecApplied,
+    Tensor,
+    TrainingFailed,
+    TrainingRequested,
+    TrainingStarted,
+    Window,
+)
+from meguri_contracts.spec import ModelSpec
+from meguri_training.runs import MAX_TRIGGERS, Data, Model, decide, evolve, why_not
+
+
+def spec(**retrain: Any) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "model": "digits",
+            "task": "classification",
+            "dataset": {"name": "images", "columns": {"x": {"type": "number"}, "digit": {"type": "integer"}}},
+            "target": "digit",
+            "estimator": {"name": "LogisticRegression"},
+            "gate": "accuracy > 0",
+            "retrain": retrain,
+        }
+    )
+
+
+@dataclass
+class Training:
+    """What happens to a model, in the order of the log, and the runs that follow; nothing is decided unasked."""
+
+    model: Model = field(default_factory=lambda: Model(name="digits"))
+    data: Data | None = None
+    runs: list[TrainingStarted] = field(default_factory=list)
+    _ids: count = field(default_factory=count)
+
+    def hear(self, event: Event) -> str:
+        """Let an event happen; returns its id."""
+        id_ = f"{event.kind()}-{next(self._ids)}"
+        if isinstance(event, DataCommitted):
+            self.data = Data(version=event.version, digest=event.digest, total_rows=event.total_rows)
+        if isinstance(event, TrainingStarted):
+            self.runs.append(event)
+        self.model = evolve(self.model, event, id_)
+        return id_
+
+    def apply(self, version: int = 1, **retrain: Any) -> str:
+        applied = SpecApplied(model="digits", spec=spec(**retrain), version=version, digest="d", actor="ada")
+        return self.hear(applied)
+
+    def commit(self, rows: int) -> str:
+        version, total = (self.data.version + 1, self.data.total_rows + rows) if self.data else (1, rows)
+        part = Contribution(event="e", producer="p", rows=rows)
+        return self.hear(
+            DataCommitted(
+                dataset="images", version=version, digest=f"d{version}", rows=rows, total_rows=total, events=(part,)
+            )
+        )
+
+    def request(self) -> str:
+        return self.hear(TrainingRequested(model="digits", reason="asked", actor="ada"))
+
+    def drift(self) -> str:
+        return self.hear(
+            DriftDetected(
+                model="digits",
+                version=1,
+                episode="ep",
+                feature="x",
+                producer="p",
+                share=1,
+                distance=1,
+                ks=1,
+                p_value=0,
+                drifted=("x",),
+                window=Window(first=1, last=2, rows=2),
+            )
+        )
+
+    def resolve(self) -> str:
+        return self.hear(EpisodeResolved(model="digits", version=1, episode="ep", reason="quiet"))
+
+    def decide(self) -> TrainingStarted | None:
+        """Start the run that is due, if one is."""
+        for event in decide(self.model, self.data):
+            self.hear(event)
+            return event
+        return None
+
+    def verdict(self, outcome: str = "rejected") -> str:
+        """End the running run."""
+        run = self.model.running or "none"
+        events: dict[str, Event] = {
+            "rejected": PromotionRejected(model="digits", version=1, run=run, reason="gate"),
+            "approval": ApprovalRequested(model="digits", version=1, run=run, reason="rolled back"),
+            "failed": TrainingFailed(model="digits", run=run, reason="one class only"),
+            "promoted": rollout(run, len(self.runs)),
+        }
+        return self.hear(events[outcome])
+
+
+def rollout(run: str, version: int) -> RolloutChanged:
+    artifact = Artifact(uri="file:///a", digest="a", size=1)
+    tensor = Tensor(name="x", datatype="FP64", shape=(-1, 1))
+    signature = Signature(features=("x",), input=tensor, outputs=(tensor,))
+    champion = Deployed(version=version, run=run, onnx=artifact, profile=artifact, signature=signature)
+    return RolloutChanged(model="digits", plan=Plan(champion=champion), reason="the gate holds", actor="registry")
+
+
+@pytest.fixture
+def training() -> Training:
+    """A model that is trained for the first time at 100 rows, then at 50 new ones."""
+    training = Training()
+    training.apply(first_rows=100, rows=50)
+    return training
+
+
+@pytest.fixture
+def trained(training) -> Training:
+    """The same after its first run."""
+    training.commit(100)
+    training.decide()
+    training.verdict("promoted")
+    return training
+
+
+def kinds(run: TrainingStarted) -> list[str]:
+    return [trigger.kind for trigger in run.triggers]
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_run_waits_for_its_rows(training):
+    assert why_not(training.model, training.data) == "dataset 'images' has no rows yet"
+    training.commit(99)
+    assert training.decide() is None
+    assert why_not(training.model, training.data) == "99 rows, 100 are needed for the first run"
+    training.commit(1)
+
+    run = training.decide()
+    assert (run.dataset_version, run.dataset_digest, run.dataset_rows, run.champion) == (2, "d2", 100, None)
+    assert kinds(run) == ["data-committed", "data-committed"]
+
+
+def test_a_later_run_waits_for_as_many_new_rows_as_the_spec_says(trained):
+    trained.commit(49)
+    assert trained.decide() is None
+    assert why_not(trained.model, trained.data) == "49 new rows since the last run, 50 are enough"
+    trained.commit(1)
+
+    run = trained.decide()
+    assert (run.dataset_rows, run.champion.version) == (150, 1)
+
+
+def test_rows_alone_are_no_reason_where_the_spec_says_so():
+    training = Training()
+    training.apply(rows=None)
+    training.commit(10)
+    training.decide()
+    training.verdict()
+    training.commit(10_000)
+
+    assert training.decide() is None
+    assert "new rows alone are no reason" in why_not(training.model, training.data)
+
+
+def test_a_request_is_reason_enough_without_new_rows(trained):
+    trained.request()
+
+    assert kinds(trained.decide()) == ["training-requested"]
+
+
+def test_a_request_cannot_be_met_before_there_are_rows(training):
+    training.request()
+    assert training.decide() is None
+
+    training.commit(1)
+    assert kinds(training.decide()) == ["training-requested", "data-committed"]
+
+
+def test_another_spec_is_a_reason_once_there_was_a_run(trained):
+    trained.apply(version=2, rows=50)
+
+    run = trained.decide()
+    assert (kinds(run), run.spec_version) == (["spec-applied"], 2)
+    trained.verdict()
+    assert trained.decide() is None
+
+
+def test_drift_waits_for_the_first_new_rows_and_makes_any_number_enough(trained):
+    trained.drift()
+    assert trained.decide() is None
+    assert why_not(trained.model, trained.data) == "drift was seen, and new rows that show it have not arrived yet"
+    trained.commit(1)
+
+    run = trained.decide()
+    assert kinds(run) == ["drift-detected", "data-committed"]
+    assert run.starts_trace
+
+
+def test_drift_that_is_over_is_no_reason_any_more(trained):
+    trained.drift()
+    trained.resolve()
+    trained.commit(1)
+
+    assert trained.decide() is None
+
+
+def test_drift_is_no_reason_where_the_spec_says_so():
+    training = Training()
+    training.apply(rows=50, drift=False)
+    training.commit(50)
+    training.decide()
+    training.verdict()
+    training.drift()
+    training.commit(1)
+
+    assert training.decide() is None
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_during_a_run_waits_and_is_answered_by_one_run(trained):
+    trained.request()
+    first = trained.decide()
+    for _ in range(3):
+        trained.commit(60)
+        trained.request()
+        assert trained.decide() is None
+    assert why_not(trained.model, trained.data) == f"run {first.run} has no verdict yet"
+    trained.verdict()
+
+    run = trained.decide()
+    assert (run.dataset_rows, len(run.triggers)) == (280, 6)
+    trained.verdict()
+    assert trained.decide() is None
+
+
+@pytest.mark.parametrize("outcome", ["rejected", "approval", "failed", "promoted"])
+def test_a_run_ends_with_its_verdict_whichever_it_is(trained, outcome):
+    trained.request()
+    trained.decide()
+    trained.verdict(outcome)
+
+    assert trained.model.running is None
+    assert trained.decide() is None
+    trained.request()
+    assert trained.decide()
+
+
+def test_a_rollback_does_not_end_the_run_of_another_version(trained):
+    trained.request()
+    run = trained.decide()
+    trained.hear(rollout("an earlier run", 1))
+
+    assert trained.model.running == run.run
+
+
+def test_a_run_answers_what_came_before_its_decision_and_nothing_later(trained):
+    trained.request()
+    (decided,) = decide(trained.model, trained.data)
+    later = trained.commit(60)
+    trained.hear(decided)
+
+    assert [trigger.event for trigger in trained.model.triggers] == [later]
+    trained.verdict()
+    assert [trigger.event for trigger in trained.decide().triggers] == [later]
+
+
+def test_the_same_state_gives_the_same_run(trained):
+    trained.request()
+    one, same = decide(trained.model, trained.data), decide(trained.model, trained.data)
+    trained.commit(1)
+    (other,) = decide(trained.model, trained.data)
+
+    assert one == same
+    assert other.run != one[0].run
+
+
+def test_of_very_many_triggers_the_newest_are_remembered(trained):
+    ids = [trained.request() for _ in range(MAX_TRIGGERS + 10)]
+
+    assert [trigger.event for trigger in trained.decide().triggers] == ids[10:]
+    assert trained.model.triggers == ()
+
+
+# --- whatever happens -------------------------------------------------------------------------------------------------
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.integers(0, 60)),
+        st.sampled_from([("request",), ("drift",), ("resolve",), ("decide",), ("say",)]),
+        st.tuples(st.just("verdict"), st.sampled_from(["rejected", "approval", "failed", "promoted"])),
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_whatever_happens_runs_never_overlap_and_no_rows_are_forgotten(steps):
+    training = Training()
+    training.apply(first_rows=20, rows=30)
+    decided: list[Event] = []
+    committed: dict[str, int] = {}
+    under_way = 0
+    for step in steps:
+        match step:
+            case ("commit", rows):
+                id_ = training.commit(rows)
+                committed[id_] = training.data.version
+            case ("decide",):
+                decided = decide(training.model, training.data)
+            case ("say",):
+                # Data has another key, so it may come in between; the log refuses what was overtaken by the own key.
+                under_way += len(decided)
+                for event in decided:
+                    training.hear(event)
+                decided = []
+            case ("verdict", outcome):
+                if training.model.running:
+                    training.verdict(outcome)
+                    under_way, decided = under_way - 1, []
+            case (other,):
+                getattr(training, other)()
+                decided = []
+        assert under_way in (0, 1)
+        assert (training.model.running is not None) == (under_way == 1)
+
+    used = max((run.dataset_version for run in training.runs), default=0)
+    waiting = {trigger.event for trigger in training.model.triggers}
+    assert all(version <= used or id_ in waiting for id_, version in committed.items())
+    assert len({run.run for run in training.runs}) == len(training.runs)
+
+    answered = [trigger.event for run in training.runs for trigger in run.triggers]
+    assert len(answered) == len(set(answered))
+    assert not waiting & set(answered)
+    assert Model.model_validate_json(training.model.model_dump_json()) == training.model
