@@ -12,7 +12,7 @@ from meguri_chassis import bus, telemetry
 from meguri_chassis.bus import hears
 from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import ModelRegistered, TrainingRequested, TrainingStarted, Trigger
-from tests.chassis.test_bus import REQUEST, all_done, hearing
+from tests.chassis.test_bus import REQUEST, hearing
 from tests.chassis.toy import register, toy
 from tests.conftest import until
 from tests.contracts.test_events import example
@@ -137,9 +137,9 @@ def test_an_event_of_one_cause_stays_in_its_trace(spans):
 
 
 def test_journey_and_event_stand_on_every_span_below_a_reaction(spans):
-    with processing(ONE), telemetry.tracer.start_as_current_span("work"), publishing(REGISTERED):
-        with telemetry.tracer.start_as_current_span("below"):
-            pass
+    span = telemetry.tracer.start_as_current_span
+    with processing(ONE), span("work"), publishing(REGISTERED), span("below"):
+        pass
     on = {span.name: span.attributes for span in spans.get_finished_spans()}
 
     assert len(on) == 4
@@ -200,18 +200,18 @@ def give_version(event, session):
 
 
 async def test_a_reaction_to_the_log_is_one_trace_and_one_journey_from_cause_to_effect(spans, own_broker, tmp_path):
-    async with wire(own_broker) as own, toy(f"sqlite:///{tmp_path}/toy.db", own.js) as replica:
-        async with hearing(own_broker, give_version, decider=replica.decider):
-            await own.say(REQUEST, id="cause", journey="the journey")
-            await until(lambda: all_done(own))
-            (effect,) = await own.heard(ModelRegistered, "m")
-    by_name = {
-        span.name: span for span in await until(lambda: spans.get_finished_spans()[2:] and spans.get_finished_spans())
-    }
-    said, reaction, effected = (
-        by_name[name]
-        for name in ("publish training-requested", "process training-requested", "publish model-registered")
-    )
+    async with (
+        wire(own_broker) as own,
+        toy(f"sqlite:///{tmp_path}/toy.db", own.js) as replica,
+        hearing(own_broker, give_version, decider=replica.decider),
+    ):
+        await own.say(REQUEST, id="cause", journey="the journey")
+        await until(lambda: len(spans.get_finished_spans()) == 3)
+        (effect,) = await own.heard(ModelRegistered, "m")
+    by_name = {span.name: span for span in spans.get_finished_spans()}
+    said = by_name["publish training-requested"]
+    reaction = by_name["process training-requested"]
+    effected = by_name["publish model-registered"]
 
     assert reaction.parent.span_id == said.context.span_id
     assert effected.parent.span_id == reaction.context.span_id

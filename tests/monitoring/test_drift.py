@@ -2,11 +2,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.errors import Invalid
 from meguri_contracts.spec import Monitor
 from meguri_monitoring.drift import Verdict, compare, contributions
-from scipy import stats
 
 RULE = Monitor()
 NAMES = ["a", "b", "c"]

@@ -3,6 +3,8 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
 from meguri_chassis.profiles import profile_of
 from meguri_contracts import events
 from meguri_contracts.events import (
@@ -20,7 +22,6 @@ from meguri_monitoring.drift import FeatureVerdict
 from meguri_monitoring.episodes import NAMED, Judged, State, decide, evolve, judge, resolve
 from meguri_monitoring.predictions import Batch
 from meguri_monitoring.windows import Window, add
-from pydantic import TypeAdapter
 
 RULE = Monitor(windows=2)
 SERVING = State("digits", champion=1)

@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+
 from meguri_contracts.errors import Invalid, Malformed
 from meguri_monitoring import predictions
 from meguri_monitoring.predictions import TableBusy, append, find, read

@@ -1,153 +1,17 @@
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 import sqlalchemy
+from sqlmodel import Session, select
 
-from meguri_chassis.artifacts import Artifacts
-from meguri_chassis.profiles import profile_of
-from meguri_contracts.events import (
-    Deployed,
-    DriftDetected,
-    EpisodeResolved,
-    Event,
-    Plan,
-    RolloutChanged,
-    Signature,
-    Tensor,
-)
-from meguri_contracts.spec import ModelSpec
-from meguri_contracts.topology import DEAD, DEAD_PREFIX, PREDICTION_PREFIX, PREDICTIONS
-from meguri_monitoring.app import build
-from meguri_monitoring.handlers import NAME
-from meguri_monitoring.settings import Settings
-from tests.conftest import Broker, until
-from tests.services import Wire, name, running, wire
-
-FEATURES = ("x", "y")
-WINDOW = 100
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-def values(rows: int, seed: int, moved: float = 0.0) -> np.ndarray:
-    """Rows as in training; `moved` shifts the first feature, in its standard deviations."""
-    return np.random.default_rng(seed).normal(size=(rows, 2)) + [moved, 0.0]
-
-
-def message(model: str, rows: np.ndarray, producer: str = "camera-a", version: int = 1, **columns: Any) -> bytes:
-    """Predictions as inference publishes them."""
-    n = len(rows)
-    table = pa.table(
-        {
-            "prediction_id": [name("p") for _ in range(n)],
-            "time": pa.array([datetime(2026, 5, 1, tzinfo=UTC)] * n, pa.timestamp("us", "UTC")),
-            "model": [model] * n,
-            "version": [version] * n,
-            "producer": [producer] * n,
-            "trace_id": [TRACE] * n,
-            **(columns or dict(zip(FEATURES, rows.T, strict=True))),
-            "label": [7] * n,
-            "probability": [0.9] * n,
-        }
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-@dataclass(frozen=True)
-class Monitoring:
-    """A running monitoring service, and what inference and the registry do beside it."""
-
-    http: httpx.AsyncClient
-    wire: Wire
-    artifacts: Artifacts
-    folder: Path
-    model: str
-
-    async def watch(self) -> None:
-        """Apply a spec with small windows, and roll version 1 out."""
-        spec = {
-            "model": self.model,
-            "task": "classification",
-            "dataset": {
-                "name": self.model,
-                "columns": {"x": {"type": "number"}, "y": {"type": "number"}, "label": {"type": "integer"}},
-            },
-            "target": "label",
-            "estimator": {"name": "LogisticRegression"},
-            "gate": "accuracy > 0",
-            "monitor": {"window_rows": WINDOW, "min_rows": 50, "windows": 2},
-        }
-        await self.wire.apply(ModelSpec.model_validate(spec))
-        await self.roll_out(1)
-
-    async def roll_out(self, version: int, seed: int = 0) -> None:
-        profile = await self.artifacts.put(profile_of(FEATURES, values(1000, seed)).to_json())
-        tensor = Tensor(name="x", datatype="FP64", shape=(-1, 2))
-        signature = Signature(features=FEATURES, input=tensor, outputs=(tensor,))
-        champion = Deployed(version=version, run=f"run-{version}", onnx=profile, profile=profile, signature=signature)
-        plan = Plan(champion=champion)
-        await self.wire.say(RolloutChanged(model=self.model, plan=plan, reason="the gate holds", actor="registry"))
-
-    async def predict(self, *messages: bytes) -> int:
-        """Publish messages of predictions; returns the sequence of the last."""
-        acks = [
-            await self.wire.js.publish(f"{PREDICTION_PREFIX}.{self.model}", body, stream=PREDICTIONS)
-            for body in messages
-        ]
-        return int(acks[-1].seq)
-
-    async def windows(self, count: int) -> list[dict[str, Any]]:
-        """The judged windows once there are as many, oldest first."""
-
-        async def enough() -> list[dict[str, Any]] | None:
-            found = (await self.http.get(f"/models/{self.model}/windows")).json()
-            return found[::-1] if len(found) >= count else None
-
-        return await until(enough, f"{count} windows")
-
-    async def said(self, kind: type[Event], count: int = 1) -> list[Any]:
-        async def enough() -> list[Any] | None:
-            found = await self.wire.said(kind, self.model)
-            return found if len(found) >= count else None
-
-        return await until(enough, f"{count} {kind.kind()}")
-
-    async def dead_letters(self) -> list[dict[str, str]]:
-        return [msg.headers or {} for msg in await self.wire.stored(DEAD, f"{DEAD_PREFIX}.{NAME}")]
-
-    def kept(self, version: int = 1) -> pl.DataFrame:
-        return pl.read_delta(str(self.folder / f"data/_predictions/{self.model}/v{version}"))
-
-
-@asynccontextmanager
-async def monitoring_in(
-    folder: Path, broker: Broker, database_url: str, artifacts: Path, model: str
-) -> AsyncIterator[Monitoring]:
-    settings = Settings(
-        nats_url=broker.url, database_url=database_url, var=folder, artifacts_url=f"file://{artifacts}"
-    )
-    async with running(build(settings)) as http, wire(broker) as beside:
-        yield Monitoring(http, beside, Artifacts(settings.artifacts_url), folder, model)
-
-
-@pytest.fixture
-async def monitoring(own_broker, tmp_path) -> AsyncIterator[Monitoring]:
-    database_url, artifacts = f"sqlite:///{tmp_path}/monitoring.db", tmp_path / "artifacts"
-    async with monitoring_in(tmp_path, own_broker, database_url, artifacts, name("m")) as monitoring:
-        await monitoring.watch()
-        yield monitoring
-
+from meguri_chassis.store import Position
+from meguri_contracts.events import DriftDetected, EpisodeResolved
+from meguri_monitoring.store import PREDICTIONS as PREDICTED
+from meguri_monitoring.store import JudgedRow, OpenWindowRow
+from tests.conftest import until
+from tests.monitoring.conftest import TRACE, WINDOW, message, monitoring_in, values
+from tests.services import name
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 
@@ -246,8 +110,8 @@ async def test_predictions_that_do_not_fit_are_set_aside_and_the_others_counted(
     (window,) = await monitoring.windows(1)
     (letter,) = await until(monitoring.dead_letters)
     assert (window["window"]["first"], window["window"]["last"]) == (before, before + 2)
-    assert reason in letter["meguri-reason"]
-    assert letter["meguri-sequence"] == str(before + 1)
+    assert letter[0] == before + 1
+    assert reason in letter[1]
     assert monitoring.kept().height == 120
     assert not (monitoring.folder / "elsewhere").exists()
 
@@ -266,7 +130,7 @@ async def test_a_version_without_a_reference_that_changes_its_columns_stops_nobo
 
     await monitoring.windows(1)
     (letter,) = await monitoring.dead_letters()
-    assert "in predictions and" in letter["meguri-reason"]
+    assert "in predictions and" in letter[1]
     assert monitoring.kept(9).height == 5
 
 
@@ -274,17 +138,17 @@ async def test_a_version_without_a_reference_that_changes_its_columns_stops_nobo
 
 
 def counted(database_url: str) -> dict[str, list[Any]]:
-    """The windows of a service, the open one byte by byte."""
+    """The windows of a service, the open one byte by byte, and how far it has counted."""
     engine = sqlalchemy.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
-    queries = {
-        "judged": "SELECT version, judged FROM monitoring_judged_window ORDER BY id",
-        "open": "SELECT version, window FROM monitoring_open_window",
-        "position": "SELECT sequence FROM log_position WHERE projection = 'predictions'",
-    }
-    if engine.dialect.name == "postgresql":
-        queries["open"] = 'SELECT version, "window" FROM monitoring_open_window'
-    with engine.connect() as connection:
-        found = {what: [tuple(row) for row in connection.exec_driver_sql(query)] for what, query in queries.items()}
+    with Session(engine) as session:
+        judged = session.exec(select(JudgedRow).order_by(JudgedRow.id)).all()
+        found = {
+            "judged": [(row.version, row.judged) for row in judged],
+            "open": [(row.version, row.window) for row in session.exec(select(OpenWindowRow))],
+            "position": [
+                row.sequence for row in session.exec(select(Position).where(Position.projection == PREDICTED))
+            ],
+        }
     engine.dispose()
     return found
 
@@ -295,17 +159,32 @@ async def test_a_service_that_was_stopped_in_between_counts_every_prediction_onc
         async with monitoring_in(tmp_path / "one", own_broker, database_url, artifacts, model) as monitoring:
             if part == 0:
                 await monitoring.watch()
-            bodies = [message(model, values(30, 10 * part + n), f"camera-{n}") for n in range(5)]
-            last = await monitoring.predict(*bodies)
-            await until(lambda last=last: counted(database_url)["position"] == [(last,)], "the count")
+            last = await monitoring.predict(
+                *(message(model, values(30, 10 * part + n), f"camera-{n}") for n in range(5))
+            )
+            await until(lambda last=last: counted(database_url)["position"] == [last], "the count")
 
     whole = f"sqlite:///{tmp_path}/whole.db"
     async with monitoring_in(tmp_path / "other", own_broker, whole, artifacts, model) as undisturbed:
-        await until(lambda: position(whole) == [(last,)], "the count")
-        assert undisturbed.kept().height == pl.read_delta(f"{tmp_path}/one/data/_predictions/{model}/v1").height == 450
-    in_parts, at_once = counted(database_url), counted(whole)
-    assert len(in_parts["judged"]) == 4
-    assert [row[1] if isinstance(row[1], dict) else __import__("json").loads(row[1]) for row in in_parts["judged"]] == [
-        __import__("json").loads(row[1]) for row in at_once["judged"]
-    ]
-    assert in_parts["open"] == at_once["open"]
+        await until(lambda: counted(whole)["position"] == [last], "the count")
+    assert len(counted(whole)["judged"]) == 4
+    assert counted(database_url) == counted(whole)
+    assert monitoring.kept().equals(undisturbed.kept())
+    assert monitoring.kept().height == 450
+
+
+async def test_what_was_counted_before_a_crash_is_not_counted_again(own_broker, tmp_path):
+    """A crash after the rows were kept and before they were counted: the same messages come again."""
+    model, artifacts = name("m"), tmp_path / "artifacts"
+    whole = f"sqlite:///{tmp_path}/whole.db"
+    async with monitoring_in(tmp_path, own_broker, whole, artifacts, model) as monitoring:
+        await monitoring.watch()
+        last = await monitoring.predict(*(message(model, values(30, n)) for n in range(5)))
+        await until(lambda: counted(whole)["position"] == [last], "the count")
+
+    # The table is that of the first service; its database is lost.
+    again = f"sqlite:///{tmp_path}/again.db"
+    async with monitoring_in(tmp_path, own_broker, again, artifacts, model) as monitoring:
+        await until(lambda: counted(again)["position"] == [last], "the count")
+    assert monitoring.kept().height == 150
+    assert counted(again) == counted(whole)

@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from meguri_chassis.profiles import KEPT, profile_of
 from meguri_contracts.errors import Invalid, Malformed
 from meguri_monitoring.predictions import Batch

@@ -1,1 +1,8 @@
+"""Serves the champions of all models over the Open Inference Protocol."""
+
+import os
+
+# onnxruntime sends usage data unless it is told not to before it is imported. What users predict is nobody's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"

@@ -19,9 +19,9 @@ from meguri_chassis.profiles import Profile
 from meguri_chassis.projection import Projection
 from meguri_chassis.reader import Reader
 from meguri_chassis.store import Database, locked_position, move_position
-from meguri_contracts.errors import MeguriError, PermanentError
+from meguri_contracts.errors import Invalid, Malformed, MeguriError, PermanentError
 from meguri_contracts.events import Artifact, Event, RolloutChanged
-from meguri_contracts.names import derived_id
+from meguri_contracts.names import derived_id, is_name
 from meguri_monitoring import episodes, predictions, store, windows
 from meguri_monitoring.predictions import Batch
 
@@ -107,15 +107,22 @@ class Watcher:
         ):
             batches = [batch for message in messages for batch in await self._read(message)]
             await self._refer(batches)
-            await asyncio.to_thread(self._keep, batches)
-            await asyncio.to_thread(self._count, batches, last)
+            refused = await asyncio.to_thread(self._keep, batches)
+            for message in messages:
+                if error := refused.get(message.metadata.sequence.stream):
+                    await set_aside(self._reader.jetstream(), NAME, message, error)
+            kept = [batch for batch in batches if batch.sequence not in refused]
+            await asyncio.to_thread(self._count, kept, last)
             self._position = last
             await self._conclude()
 
     async def _read(self, message: Msg) -> Sequence[Batch]:
         sequence = message.metadata.sequence.stream
         try:
-            return await asyncio.to_thread(predictions.read, message.data, sequence)
+            batches = await asyncio.to_thread(predictions.read, message.data, sequence)
+            if odd := [batch.model for batch in batches if not is_name(batch.model)]:
+                raise Malformed(f"predictions are of model {odd[0]!r}, which is no name")
+            return batches
         except PermanentError as error:
             await set_aside(self._reader.jetstream(), NAME, message, error)
             return []
@@ -140,10 +147,29 @@ class Watcher:
         with self._database.read() as session:
             return store.reference(session, model, version)
 
-    def _keep(self, batches: Sequence[Batch]) -> None:
+    def _keep(self, batches: Sequence[Batch]) -> dict[int, Invalid]:
+        """Add the batches to the tables of their versions; return by sequence why some do not fit."""
+        refused: dict[int, Invalid] = {}
         by_version = attrgetter("model", "version")
-        for (model, version), group in groupby(sorted(batches, key=by_version), by_version):
-            predictions.append(predictions.table_uri(self._data_url, model, version), list(group))
+        for _, group in groupby(sorted(batches, key=by_version), by_version):
+            together = list(group)
+            try:
+                self._append(together)
+            except Invalid:
+                # Nothing was written: each by itself, so that an odd one stops no other.
+                for batch in together:
+                    try:
+                        self._append([batch])
+                    except Invalid as error:
+                        refused[batch.sequence] = error
+        return refused
+
+    def _append(self, batches: Sequence[Batch]) -> None:
+        model, version = batches[0].model, batches[0].version
+        if reference := self._references[model, version]:
+            for batch in batches:
+                windows.require_features(batch, reference)
+        predictions.append(predictions.table_uri(self._data_url, model, version), batches)
 
     def _count(self, batches: Sequence[Batch], last: int) -> None:
         with self._database.write() as session:

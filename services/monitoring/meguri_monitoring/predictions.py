@@ -123,8 +123,9 @@ def _append_new(table_uri: str, batches: Sequence[Batch]) -> int:
     if not fresh:
         return 0
     # Where types differ the table would cut 0.5 to 0 without a word.
-    _check_columns(pl.scan_delta(table).collect_schema(), fresh)
-    rows = pl.concat([batch.frame for batch in fresh])
+    columns = pl.scan_delta(table).collect_schema()
+    _check_columns(columns, fresh)
+    rows = pl.concat([batch.frame.select(columns.names()) for batch in fresh])
     marker = Transaction(_WRITER, max(batch.sequence for batch in fresh))
     properties = CommitProperties(app_transactions=[marker])
     write_deltalake(table, rows.to_arrow(), mode="append", commit_properties=properties)

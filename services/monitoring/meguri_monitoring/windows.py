@@ -80,11 +80,7 @@ def add(window: Window, batch: Batch, reference: Profile, window_rows: int) -> t
     """
     if batch.sequence <= window.last:
         return [], window
-    if batch.features != tuple(reference.features):
-        raise Invalid(
-            f"predictions of {batch.model} version {batch.version} have {len(batch.features)} features, not the "
-            f"{len(reference.features)} of its reference, or the same in another order"
-        )
+    require_features(batch, reference)
     closed = []
     start = 0
     while start < len(batch.ids):
@@ -96,6 +92,15 @@ def add(window: Window, batch: Batch, reference: Profile, window_rows: int) -> t
             window = Window(last=batch.sequence)
         start = end
     return closed, window
+
+
+def require_features(batch: Batch, reference: Profile) -> None:
+    """Raise Invalid when the features of `batch` are not those of the reference."""
+    if batch.features != tuple(reference.features):
+        raise Invalid(
+            f"predictions of {batch.model} version {batch.version} have {len(batch.features)} features, not the "
+            f"{len(reference.features)} of its reference, or the same in another order"
+        )
 
 
 def _extended(window: Window, batch: Batch, part: slice, reference: Profile) -> Window:

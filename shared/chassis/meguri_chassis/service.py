@@ -184,6 +184,8 @@ class Service:
 
     async def _until(self, what: str, step: Callable[[], Awaitable[Any]]) -> Any:
         """Try a step until it succeeds; meanwhile readiness says what it is waited for."""
+        # Said at once: a client that never gives up does not raise either.
+        self._waiting_for = f"{what} at {self.settings.nats_url}"
         while True:
             try:
                 return await step()

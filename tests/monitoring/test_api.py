@@ -1,0 +1,62 @@
+import polars as pl
+
+from meguri_contracts.events import DriftDetected, EpisodeResolved
+from tests.conftest import until
+from tests.monitoring.conftest import TRACE, WINDOW, message, values
+
+
+async def test_an_episode_is_shown_from_its_beginning_to_its_end(monitoring):
+    await monitoring.predict(*(message(monitoring.model, values(WINDOW, seed, moved=3.0)) for seed in (1, 2)))
+    (detected,) = await monitoring.said(DriftDetected)
+
+    async def shown() -> dict | None:
+        answer = await monitoring.http.get(f"/episodes/{detected.episode}")
+        return answer.json() if answer.status_code == 200 else None
+
+    episode = await until(shown)
+    assert (episode["feature"], episode["producer"], episode["resolved"]) == ("x", "camera-a", None)
+    assert (await monitoring.http.get("/episodes", params={"open": True})).json() == [episode]
+
+    await monitoring.roll_out(2)
+    await monitoring.said(EpisodeResolved)
+
+    async def resolved() -> bool:
+        return (await monitoring.http.get("/episodes", params={"open": True})).json() == []
+
+    await until(resolved)
+    (ended,) = (await monitoring.http.get("/episodes", params={"model": monitoring.model})).json()
+    assert (ended["episode"], ended["reason"]) == (detected.episode, "version 2 serves")
+    assert ended["resolved"] > ended["opened"]
+    assert (await monitoring.http.get("/episodes", params={"model": "another"})).json() == []
+
+
+async def test_windows_are_shown_newest_first_with_what_moved(monitoring):
+    for seed, moved in ((1, 0.0), (2, 3.0)):
+        await monitoring.predict(message(monitoring.model, values(WINDOW, seed, moved)))
+    await monitoring.windows(2)
+
+    newest, oldest = (await monitoring.http.get(f"/models/{monitoring.model}/windows")).json()
+    (only,) = (await monitoring.http.get(f"/models/{monitoring.model}/windows", params={"limit": 1})).json()
+    assert [feature["feature"] for feature in newest["drifted"]] == ["x"]
+    assert (oldest["drifted"], only) == ([], newest)
+
+
+async def test_a_prediction_is_found_by_its_id(monitoring):
+    await monitoring.predict(message(monitoring.model, values(WINDOW, 1), "camera-b"))
+    await monitoring.windows(1)
+    id_ = monitoring.kept()["prediction_id"][0]
+
+    found = (await monitoring.http.get(f"/predictions/{id_}", params={"model": monitoring.model})).json()
+    assert (found["prediction_id"], found["version"], found["producer"]) == (id_, 1, "camera-b")
+    assert (found["trace_id"], found["label"]) == (TRACE, 7)
+    row = monitoring.kept().filter(pl.col("prediction_id") == id_)
+    assert (found["x"], found["y"]) == row.select("x", "y").row(0)
+
+
+async def test_what_is_not_there_is_not_found(monitoring):
+    episode, prediction = await monitoring.http.get("/episodes/none"), await monitoring.http.get("/predictions/none")
+
+    assert (episode.status_code, episode.json()["error"]) == (404, "no episode 'none'")
+    assert prediction.status_code == 404
+    assert "no prediction 'none' is kept" in prediction.json()["error"]
+    assert (await monitoring.http.get("/models/none/windows")).json() == []
