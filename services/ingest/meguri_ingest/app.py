@@ -32,6 +32,6 @@ def build(settings: Settings | None = None) -> Service:
         max_file_bytes=settings.max_file_bytes,
     )
     receiver = Receiver(service.log, lanes)
-    service.hear(Hearing(INGEST_ARRIVALS, [receiver.take], refuse=receiver.refuse))
+    service.hear(Hearing(INGEST_ARRIVALS, [receiver.take], refuse=receiver.refuse, together=settings.arrivals_in_hand))
     service.app.include_router(api.routes(service, settings, artifacts))
     return service

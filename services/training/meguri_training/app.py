@@ -32,6 +32,6 @@ def build(settings: Settings | None = None) -> Service:
     )
     service.during(workers.open)
     service.hear(Hearing(TRAINING_TRIGGERS, [handlers.look_at_model, handlers.look_at_models_on]))
-    service.hear(Hearing(TRAINING_FITS, [fitter.fit], together=1))
+    service.hear(Hearing(TRAINING_FITS, [fitter.fit]))
     service.app.include_router(api.routes(service))
     return service

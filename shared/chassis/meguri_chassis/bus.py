@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from faststream import AckPolicy
@@ -35,8 +35,6 @@ H = TypeVar("H", bound=Callable[..., Any])
 RETRY_DELAYS = (1.0, 5.0, 15.0, 60.0)
 """Seconds before the second, third … delivery. After these an unexpected error sets the message aside; a TemporaryError,
 whose reason lies outside of the message, goes on at the last delay until the reason is gone."""
-FETCH = 64
-"""Messages a consumer takes at once."""
 FETCH_EXPIRES = 2.0
 """Seconds a pull request lingers; after a broker restart a consumer is deaf for at most this long."""
 
@@ -56,14 +54,14 @@ class Hearing:
     """A durable consumer and who handles what it delivers, each kind by the one handler marked with it.
 
     `refuse` answers a message that cannot be read or whose handler raised a PermanentError; without it such a message is
-    set aside as a dead letter. A handler that acts may have `together` messages in hand.
+    set aside as a dead letter. Messages are handled one after the other, in log order, unless handlers that act may have
+    several `together` in hand.
     """
 
     consumer: Consumer
     handlers: Sequence[Callable[..., Any]]
     refuse: Refuse | None = None
-    together: int = FETCH
-    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+    together: int = 1
 
     def handler(self, event: Event) -> Callable[..., Any]:
         return next(handler for handler in self.handlers if type(event) in handler.hears)  # type: ignore[attr-defined]
@@ -87,7 +85,10 @@ class Bus:
             hearing.consumer.subjects[0],
             stream=JStream(LOG, declare=False),
             durable=hearing.consumer.name,
-            pull_sub=PullSub(batch_size=hearing.together, timeout=FETCH_EXPIRES),
+            # One message a request: the client keeps a request for more open until it expires, now and then, although
+            # messages have come (nats-py 2.16), and each of them would wait for that.
+            pull_sub=PullSub(batch_size=1, timeout=FETCH_EXPIRES),
+            max_workers=hearing.together,
             ack_policy=AckPolicy.MANUAL,
             decoder=_as_it_is,
             title=hearing.consumer.name,
@@ -128,7 +129,7 @@ class Bus:
             if inspect.iscoroutinefunction(handler):
                 await handler(event, message)
             else:
-                await self._carry_out(hearing, handler, event, message)
+                await self._carry_out(handler, event, message)
         except PermanentError as error:
             if hearing.refuse is None:
                 raise
@@ -137,17 +138,15 @@ class Bus:
             return "refused"
         return "done"
 
-    async def _carry_out(self, hearing: Hearing, handler: Callable[..., Any], event: Event, message: Message) -> None:
+    async def _carry_out(self, handler: Callable[..., Any], event: Event, message: Message) -> None:
         if self._decider is None:
             raise TypeError(f"{handler} decides, but the service has no tables to decide on")
-        # In log order: the next decision may rest on this one.
-        async with hearing._one_at_a_time:
-            await self._decider.carry_out(
-                lambda session: handler(event, session),
-                cause=message.id,
-                journey=message.journey,
-                after=message.sequence,
-            )
+        await self._decider.carry_out(
+            lambda session: handler(event, session),
+            cause=message.id,
+            journey=message.journey,
+            after=message.sequence,
+        )
 
     async def _answer_failure(
         self, js: JetStreamContext, hearing: Hearing, msg: Msg, message: Message, error: Exception

@@ -81,8 +81,8 @@ class Reader:
             await asyncio.sleep(PAUSE)
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
-        """Fetch, but give up as soon as `again` is called."""
-        fetching = asyncio.ensure_future(subscription.fetch(BATCH, timeout=EXPIRES))
+        """Fetch what there is, waiting for the first message, but give up as soon as `again` is called."""
+        fetching = asyncio.ensure_future(_what_there_is(subscription))
         moved = asyncio.ensure_future(self._moved.wait())
         try:
             await asyncio.wait((fetching, moved), return_when=asyncio.FIRST_COMPLETED)
@@ -92,6 +92,14 @@ class Reader:
         finally:
             moved.cancel()
             fetching.cancel()
+
+
+async def _what_there_is(subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+    # A request for more than there is would now and then be kept open until it expires (nats-py 2.16): ask for the first,
+    # which tells how many are behind it.
+    [first] = await subscription.fetch(1, timeout=EXPIRES)
+    behind = min(first.metadata.num_pending, BATCH - 1)
+    return [first, *(await subscription.fetch(behind, timeout=EXPIRES))] if behind else [first]
 
 
 def _in_a_row(batch: Sequence[Msg], delivered: int) -> int:
