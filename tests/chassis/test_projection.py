@@ -3,7 +3,9 @@
 import json
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
+from psycopg import sql
 from sqlmodel import select
 
 from meguri_chassis.projection import Behind, head, recorded
@@ -112,6 +114,20 @@ async def test_odd_attributes_do_not_stop_a_projection(headers, database_url, wi
         assert replica.tally(model).last.startswith("NUL ")
         assert entry.body == body
         assert json.loads(entry.headers).items() >= headers.items() - {("ce-source", headers.get("ce-source"))}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_the_zone_of_the_database_does_not_matter(database_url, wire):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        zone = sql.SQL("ALTER DATABASE {} SET timezone = 'America/New_York'")
+        connection.execute(zone.format(sql.Identifier(connection.info.dbname)))
+    model = name("m")
+    headers = {"ce-time": "0001-01-01T00:00:00Z"}
+    last = await wire.publish("training-requested", model, b'{"reason": "", "actor": ""}', headers)
+    async with toy(database_url, wire.js) as replica:
+        await replica.projection.reached(last)
+
+        assert [entry.time for entry in journal(replica, model)] == [datetime.min.replace(tzinfo=UTC)]
 
 
 async def test_a_subject_of_any_length_does_not_stop_a_projection(database_url, wire):

@@ -6,16 +6,17 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, select
 
-from meguri_chassis.store import Database, StoreUnavailable, keep_heads, locked_position, move_position
+from meguri_chassis.store import _MIGRATION_LOCK, Database, StoreUnavailable, keep_heads, locked_position, move_position
 from meguri_contracts.errors import TemporaryError
 from tests.chassis.toy import MIGRATIONS, Tally, migrated
-from tests.conftest import ROOT
+from tests.conftest import ROOT, until
 
 SERVICES = sorted(path.parents[1].name for path in ROOT.glob("services/*/*/migrations"))
 
@@ -58,9 +59,25 @@ def test_migrating_again_changes_nothing(database):
         assert session.get(Tally, "m").version == 3
 
 
+def two_that_migrate(url: str) -> list[subprocess.Popen[bytes]]:
+    migrate = f"from tests.chassis.toy import migrated; migrated({url!r})"
+    return [subprocess.Popen([sys.executable, "-c", migrate], cwd=ROOT) for _ in range(2)]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_replicas_that_start_together_migrate_once(database_url):
-    migrate = f"from tests.chassis.toy import migrated; migrated({database_url!r})"
-    replicas = [subprocess.Popen([sys.executable, "-c", migrate], cwd=ROOT) for _ in range(2)]
+    replicas = two_that_migrate(database_url)
+
+    assert [replica.wait(30) for replica in replicas] == [0, 0]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_replica_that_waited_sees_that_another_has_migrated(database_url):
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with psycopg.connect(database_url, autocommit=True) as gate:
+        gate.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        replicas = two_that_migrate(database_url)
+        await until(lambda: gate.execute(waiting).fetchone() == (2,), "both replicas at the lock")
 
     assert [replica.wait(30) for replica in replicas] == [0, 0]
 

@@ -1,8 +1,11 @@
 """Gates say when a candidate is good enough; whatever else is written into one is refused, never run."""
 
+import gc
 import math
 import string
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -174,3 +177,35 @@ def test_reading_a_gate_again_gives_the_same_rules():
     rules = parse_gate("accuracy>=.8 and (accuracy)>champion.accuracy-0.005")
 
     assert [parse_gate(rule.text)[0].text for rule in rules] == [rule.text for rule in rules]
+
+
+class Garbage:
+    """Collected in the middle of something else, it lets another thread go on there."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+
+    def __del__(self) -> None:
+        sum(range(50))
+
+
+@pytest.fixture
+def _threads_take_turns_everywhere():
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(20)
+    sys.setswitchinterval(1e-6)
+    yield
+    gc.set_threshold(*before)
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("_threads_take_turns_everywhere")
+def test_gates_are_read_by_several_threads_at_once():
+    text = " and ".join(f"accuracy > (0.{n} + 0.{n} * (1 - 0.{n}))" for n in range(1, 9))
+
+    def read(_: int) -> int:
+        Garbage()
+        return len(parse_gate(text))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(read, range(1000))) == {8}

@@ -9,6 +9,7 @@ import operator
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -29,6 +30,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+_parsing = Lock()
+"""Python 3.11 counts the depth of all parsing threads in one place and fails when two take turns (CPython gh-106905)."""
 MAX_LENGTH = 1000
 """Characters a gate may have; nobody reads a longer one."""
 MAX_DEPTH = 50
@@ -69,7 +72,8 @@ def parse_gate(text: str) -> tuple[Rule, ...]:
     if len(text) > MAX_LENGTH:
         raise Invalid(f"gate: {len(text)} characters, at most {MAX_LENGTH} are allowed")
     try:
-        body = ast.parse(text.strip(), mode="eval").body
+        with _parsing:
+            body = ast.parse(text.strip(), mode="eval").body
         if _is_too_deep(body):
             raise Invalid(f"gate: at most {MAX_DEPTH} levels of parts within parts are allowed")
         parts = body.values if isinstance(body, ast.BoolOp) and isinstance(body.op, ast.And) else [body]
