@@ -119,7 +119,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _as(user, POSTGRES / "initdb", "-D", data, "-U", "meguri", "-A", "trust", "-E", "UTF8", "--no-sync")
     _as(user, POSTGRES / "pg_ctl", "-D", data, "-w", "-o", options, "-l", folder / "log", "start")
     yield f"postgresql://meguri@127.0.0.1:{port}"
-    _as(user, POSTGRES / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+    stop = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]
+    subprocess.run(stop, check=False, user=user, stdout=subprocess.DEVNULL, cwd="/")
 
 
 def _as(user: str | None, *command: object) -> None:

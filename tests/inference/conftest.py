@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from meguri_contracts.events import Artifact, Deployed, Signature, Tensor
-from meguri_inference.predicting import LoadedModel
-from meguri_inference.protocol import FLOATS
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
+
+from meguri_contracts.events import Artifact, Deployed, Signature, Tensor
+from meguri_inference.predicting import LoadedModel
+from meguri_inference.protocol import FLOATS
 
 IRIS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from meguri_inference.fast_path import FastPath
 from meguri_inference.models import Models
 from meguri_inference.prediction_log import PredictionLog, read_batch

@@ -1,4 +1,5 @@
 import pytest
+
 from meguri_contracts.errors import NotFound
 from meguri_inference.models import Models
 

@@ -4,10 +4,11 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature, Tensor
 from meguri_inference.predicting import LoadedModel, NoAnswer, Unservable
-from onnx import TensorProto, helper
 
 PREDICTION = Tensor(name="prediction", datatype="FP32", shape=(-1,))
 

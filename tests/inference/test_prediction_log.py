@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from meguri_contracts.errors import TooLarge
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.prediction_log import MAX_MESSAGE_BYTES, PredictionIds, PredictionLog, read_batch

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from meguri_contracts.errors import Invalid, TooLarge
 from meguri_inference import protocol
 from meguri_inference.protocol import Answer, Batch, Codec

@@ -54,6 +54,9 @@ class Inference:
     async def not_ready(self) -> list[str]:
         return (await self.http.get("/health/ready")).json()["reasons"]
 
+    async def warnings(self) -> list[str]:
+        return (await self.http.get("/health/ready")).json()["warnings"]
+
 
 def rollout(model: str, champion: Deployed) -> RolloutChanged:
     return RolloutChanged(model=model, plan=Plan(champion=champion), reason="the gate holds", actor="registry")
@@ -128,20 +131,21 @@ async def test_of_many_rollouts_at_once_the_last_one_serves(inference, iris):
     assert await inference.not_ready() == []
 
 
-async def test_a_model_that_cannot_be_loaded_leaves_the_old_one_serving_and_readiness_says_so(
+async def test_a_model_that_cannot_be_loaded_leaves_the_old_one_serving_and_is_warned_of(
     inference, iris, flowers, ridge
 ):
     await inference.serve(iris, 1)
     broken = await inference.deployed(flowers, 2)
     damage(broken.onnx)
     await inference.roll_out(broken)
-    reasons = await until(inference.not_ready, "readiness to say so")
+    warnings = await until(inference.warnings, "the warning")
 
-    assert f"{inference.model} cannot be loaded: the bytes at {broken.onnx.uri}" in reasons[0]
+    assert f"{inference.model} cannot be loaded: the bytes at {broken.onnx.uri}" in warnings[0]
+    assert await is_ready(inference)
     assert (await inference.infer(iris)).json()["model_version"] == "1"
     # A rollback, or any later rollout, puts it right.
     await inference.roll_out(await inference.deployed(iris, 1))
-    await until(lambda: is_ready(inference), "readiness after a rollback")
+    await until(lambda: is_well(inference), "no warning after a rollback")
     await inference.serve(ridge, 3)
     assert [one.version for one in await inference.wire.said(ModelLoaded, inference.model)][:1] == [1]
 
@@ -151,9 +155,13 @@ async def test_a_file_that_is_not_what_its_signature_says_is_not_served(inferenc
     other = (await inference.deployed(ridge, 2)).model_copy(update={"signature": iris.deployed.signature})
     await inference.roll_out(other)
 
-    reasons = await until(inference.not_ready, "readiness to say so")
-    assert f"model {inference.model!r} version 2 cannot be served" in reasons[0]
+    warnings = await until(inference.warnings, "the warning")
+    assert f"model {inference.model!r} version 2 cannot be served" in warnings[0]
     assert (await inference.infer(iris)).status_code == 200
+
+
+async def is_well(inference: Inference) -> bool:
+    return not await inference.warnings()
 
 
 async def is_ready(inference: Inference) -> bool:

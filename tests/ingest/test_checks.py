@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from meguri_contracts.errors import Invalid
 from meguri_contracts.spec import Dataset
 from meguri_ingest.checks import TYPES, HopelessBatch, check

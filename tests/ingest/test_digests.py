@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from meguri_contracts.errors import Invalid
 from meguri_ingest.digests import chained, content_digest
 

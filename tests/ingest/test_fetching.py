@@ -4,6 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from meguri_contracts.errors import Malformed, NotFound, TooLarge
 from meguri_ingest.fetching import NotAllowed, Unreachable, Unreadable, open_uri
 

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from meguri_contracts.errors import Malformed
 from meguri_ingest import reading
 from meguri_ingest.reading import format_of, read_bytes, read_records

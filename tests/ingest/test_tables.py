@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from deltalake import DeltaTable
+
 from meguri_contracts.errors import NotFound
 from meguri_contracts.events import Contribution
 from meguri_ingest.digests import chained, content_digest

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.svm import SVC
+
 from meguri_contracts.errors import Invalid
 from meguri_contracts.spec import Estimator
 from meguri_training import estimators
-from sklearn.svm import SVC
 
 ROWS = np.array([[0.1, 1.0], [0.2, 0.0], [0.9, 1.0], [1.1, 0.0]])
 LABELS = np.array([0, 0, 1, 1])

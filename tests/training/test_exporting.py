@@ -3,13 +3,14 @@ import json
 import numpy as np
 import pytest
 import skops.io
-from meguri_contracts.spec import Estimator
-from meguri_training import estimators, evaluating, exporting
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, mean_absolute_error, r2_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
+
+from meguri_contracts.spec import Estimator
+from meguri_training import estimators, evaluating, exporting
 
 IRIS, SPECIES = load_iris(return_X_y=True)
 DIGITS, DIGIT = load_digits(return_X_y=True)

@@ -8,11 +8,12 @@ from multiprocessing import get_context
 
 import polars as pl
 import pytest
+from sklearn.datasets import load_diabetes, load_digits, load_iris
+
 from meguri_chassis.profiles import Profile
 from meguri_contracts.spec import ModelSpec
 from meguri_training import fitting
 from meguri_training.fitting import CannotFit, Job
-from sklearn.datasets import load_diabetes, load_digits, load_iris
 
 IRIS, SPECIES = load_iris(return_X_y=True)
 FLOWERS = pl.DataFrame(IRIS, schema=["a", "b", "c", "d"]).with_columns(species=SPECIES)

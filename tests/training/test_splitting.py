@@ -3,9 +3,10 @@ from datetime import date
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.datasets import load_digits
+
 from meguri_contracts.errors import Invalid
 from meguri_training.splitting import holdout_mask, row_hashes
-from sklearn.datasets import load_digits
 
 DIGITS = pl.DataFrame(load_digits().data, schema=[f"pixel_{i}" for i in range(64)])
 MIXED = pl.DataFrame({"a": [1, 2, 3], "b": [True, False, None], "c": ["x", None, "y"], "d": [0.5, float("nan"), -0.0]})

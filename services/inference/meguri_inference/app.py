@@ -38,7 +38,8 @@ def build(settings: Settings | None = None) -> Service:
         await predictions.close()
 
     service.follow(reader, rollouts.run)
-    service.reasons.append(rollouts.trouble)
+    service.reasons.append(rollouts.loading)
+    service.warnings.append(rollouts.failed)
     service.before_goodbye(nothing_left_unsaid)
     service.app.include_router(api.routes(service, models))
     service.stands_before(

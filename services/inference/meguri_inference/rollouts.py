@@ -49,12 +49,15 @@ class Rollouts:
         self._present: set[str] | None = None
         """Models that were rolled out before we came and are not loaded yet; None while these are not known."""
 
-    def trouble(self) -> str | None:
-        """Which model should be served here and is not, in words for an operator."""
+    def loading(self) -> str | None:
+        """Which models that were rolled out before we came are not served yet, in words for an operator."""
         if self._present is None:
             return "the present rollouts are not known yet"
-        loading = [f"{model} is being loaded" for model in sorted(self._present - set(self._failed))]
-        return "; ".join([*loading, *self._failed.values()]) or None
+        return "; ".join(f"{model} is being loaded" for model in sorted(self._present)) or None
+
+    def failed(self) -> str | None:
+        """Which rollouts are not followed, and why. What served before them goes on, so other models are not held up."""
+        return "; ".join(self._failed.values()) or None
 
     async def run(self) -> None:
         """Follow for ever."""

@@ -140,8 +140,15 @@ class Watcher:
                 artifact = self._artifact(*key)
             if artifact is None:
                 logger.warning("predictions of %s version %d have no reference: kept, not judged", *key)
-            data = await self._artifacts.get(artifact) if artifact else None
-            self._references[key] = Profile.from_json(data) if data else None
+            self._references[key] = await self._profile(artifact) if artifact else None
+
+    async def _profile(self, artifact: Artifact) -> Profile | None:
+        try:
+            return Profile.from_json(await self._artifacts.get(artifact))
+        except PermanentError:
+            # One model's lost reference must not keep the others from being watched; it is asked for again each time.
+            logger.exception("predictions are kept and not judged: their reference profile cannot be read")
+            return None
 
     def _artifact(self, model: str, version: int) -> Artifact | None:
         with self._database.read() as session:

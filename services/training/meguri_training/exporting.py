@@ -140,6 +140,10 @@ def _converted(model: Any, rows: Rows, classes: NDArray[Any] | None) -> bytes:
         raise NotExportable("ONNX", error) from error
     if classes is not None:
         proto.metadata_props.add(key=evaluating.CLASSES, value=json.dumps(classes.tolist()))
+    # The converter writes them in the order of a set, which differs from process to process.
+    opsets = sorted(proto.opset_import, key=lambda opset: opset.domain)
+    del proto.opset_import[:]
+    proto.opset_import.extend(opsets)
     return bytes(proto.SerializeToString(deterministic=True))
 
 

@@ -94,6 +94,8 @@ class Service:
         self._stopping = False
         self.reasons: list[Callable[[], str | None]] = []
         """Further reasons not to be ready; each returns words for an operator, or None."""
+        self.warnings: list[Callable[[], str | None]] = []
+        """What an operator should look at although the replica works; likewise."""
         _add_health(self)
         _add_error_answers(self.app)
 
@@ -159,8 +161,10 @@ class Service:
             for resource in self._last_words:
                 await stack.enter_async_context(resource())
             self._spawn(self._start(broker))
-            yield
-            self._stopping = True
+            try:
+                yield
+            finally:
+                self._stopping = True
 
     async def _caught_up(
         self, after: Annotated[int | None, Header(alias="Meguri-After", ge=0, description=AFTER)] = None
@@ -290,9 +294,9 @@ def _add_health(service: Service) -> None:
 
     @service.app.get("/health/ready", tags=["health"])
     async def ready() -> Response:
-        """200 when this replica can work, 503 with the reasons when not."""
-        reasons = service.not_ready()
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        """200 when this replica can work, 503 with the reasons when not; warnings are of what it works without."""
+        reasons, warnings = service.not_ready(), [found for ask in service.warnings if (found := ask())]
+        return JSONResponse({"ready": not reasons, "reasons": reasons, "warnings": warnings}, 503 if reasons else 200)
 
     @service.app.get("/metrics", tags=["health"])
     def metrics() -> Response:

@@ -25,6 +25,8 @@ def status(out: Console, found: Sequence[dict[str, Any]]) -> None:
     for one in found:
         state = "[green]ready[/]" if one["ready"] else f"[red]not ready[/]: {escape('; '.join(one['reasons']))}"
         out.print(f"{one['service']:11} {state}")
+        for warning in one.get("warnings", []):
+            out.print(f"{'':11} [yellow]{escape(warning)}[/]")
 
 
 def said(out: Console, answer: dict[str, Any]) -> None:
