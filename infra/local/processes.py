@@ -125,7 +125,7 @@ class Laptop:
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
         }
         for order, process in enumerate(processes):
-            environment = {"UV_COMPILE_BYTECODE": "1", "MEGURI_VAR": str(self.var), **process.environment}
+            environment = {"MEGURI_VAR": str(self.var), **process.environment}
             config[f"program:{process.name}"] = {
                 "command": process.command,
                 "directory": str(ROOT),

@@ -69,7 +69,7 @@ def wait_until_ready(laptop: Laptop) -> None:
 def _go_on(laptop: Laptop) -> None:
     print("\nEverything goes on running until Ctrl-C. Look around with `.venv/bin/meguri --help`.", flush=True)
     while laptop.alive():
-        signal.sigtimedwait({signal.SIGUSR1}, 1) if hasattr(signal, "sigtimedwait") else time.sleep(1)
+        time.sleep(1)
     raise CannotStart(f"the process manager ended: see {laptop.var}/log/supervisor.log")
 
 
