@@ -91,6 +91,23 @@ async def test_a_subject_that_is_no_name_ends_as_a_dead_letter_with_the_reason(l
     assert "is no name" in letter.headers["meguri-reason"].replace("%20", " ")
 
 
+async def test_what_is_as_large_as_the_broker_takes_can_be_set_aside_too(laptop: Laptop):
+    mark = f"{uuid4()}".encode()
+    client = await nats.connect(os.environ["MEGURI_NATS_URL"])
+    try:
+        js = client.jetstream()
+        dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals", stream=DEAD)
+        await js.publish("meguri.events.data-arrived.Not.A.Name", mark.ljust(client.max_payload - 100), timeout=20)
+        while True:
+            [letter] = await dead.fetch(1, timeout=20)
+            if letter.data.startswith(mark):
+                break
+    finally:
+        await client.close()
+
+    assert letter.headers["meguri-cut"] == f"the first {len(letter.data)} of {client.max_payload - 100} bytes"
+
+
 def test_nothing_else_was_disturbed(meguri: Meguri):
     answer = meguri.infer("digits", [[ROW[f"pixel_{i}"] for i in range(64)]], producer="scanner-a")
 

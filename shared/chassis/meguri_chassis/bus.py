@@ -35,6 +35,8 @@ H = TypeVar("H", bound=Callable[..., Any])
 RETRY_DELAYS = (1.0, 5.0, 15.0, 60.0)
 """Seconds before the second, third … delivery. After these an unexpected error sets the message aside; a TemporaryError,
 whose reason lies outside of the message, goes on at the last delay until the reason is gone."""
+DEAD_HEADERS, DEAD_HEADER_BYTES, DEAD_BODY_BYTES = 100, 4096, 4 * 1024 * 1024
+"""Headers of a message, bytes of each, and bytes of its body that a dead letter keeps."""
 FETCH_EXPIRES = 2.0
 """Seconds a pull request lingers; after a broker restart a consumer is deaf for at most this long."""
 
@@ -175,7 +177,9 @@ class Bus:
 async def set_aside(js: JetStreamContext, consumer: str, msg: Msg, error: Exception) -> None:
     """Keep a message as a dead letter of `consumer`, with the reason, once. Raises LogUnavailable."""
     sequence = msg.metadata.sequence.stream
-    headers = {name: value for name, value in (msg.headers or {}).items() if not name.startswith("Nats-")} | {
+    # What is added must not make the letter larger than the broker takes; the whole message stays in its stream.
+    kept = {name: value for name, value in (msg.headers or {}).items() if len(value) <= DEAD_HEADER_BYTES}
+    headers = {name: value for name, value in list(kept.items())[:DEAD_HEADERS] if not name.startswith("Nats-")} | {
         "Nats-Msg-Id": f"{consumer}:{sequence}",
         "meguri-consumer": consumer,
         "meguri-sequence": str(sequence),
@@ -183,7 +187,9 @@ async def set_aside(js: JetStreamContext, consumer: str, msg: Msg, error: Except
         "meguri-deliveries": str(msg.metadata.num_delivered),
         "meguri-reason": ce_value(f"{type(error).__name__}: {error}"[:2000]),
     }
-    await publish(js, DEAD, f"{DEAD_PREFIX}.{consumer}", msg.data, headers)
+    if len(msg.data) > DEAD_BODY_BYTES:
+        headers["meguri-cut"] = f"the first {DEAD_BODY_BYTES} of {len(msg.data)} bytes"
+    await publish(js, DEAD, f"{DEAD_PREFIX}.{consumer}", msg.data[:DEAD_BODY_BYTES], headers)
     telemetry.PARKED.labels(consumer).inc()
     logger.error("message %d on %s set aside as a dead letter: %s", sequence, msg.subject, error)
 
