@@ -71,7 +71,7 @@ async def test_an_event_sent_twice_is_taken_once(laptop: Laptop, meguri: Meguri)
     receipt = meguri.receipt(event, wait=20)
 
     assert (receipt["status"], receipt["rows"]) == ("committed", 1)
-    assert sum(arrival["event"] == event for arrival in meguri_arrivals(meguri, event)) == 1
+    assert sum(arrival["event"] == event for arrival in meguri.used_in(event)) == 1
 
 
 async def test_a_subject_that_is_no_name_ends_as_a_dead_letter_with_the_reason(laptop: Laptop):
@@ -115,11 +115,6 @@ def test_nothing_else_was_disturbed(meguri: Meguri):
     assert all(
         meguri.health(service)["ready"] for service in ("ingest", "training", "registry", "inference", "monitoring")
     )
-
-
-def meguri_arrivals(meguri: Meguri, event: str) -> list[dict[str, object]]:
-    """The rows' own witness: which dataset versions of the registry hold the event."""
-    return meguri._ask("GET", "registry", f"/lineage/events/{event}")["datasets"]
 
 
 async def publish(subject: str, payload: bytes, headers: dict[str, str] | None) -> int:

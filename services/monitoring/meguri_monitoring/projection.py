@@ -14,21 +14,21 @@ def evolve(session: Session, event: Event, message: Message) -> None:
     store.keep(session, episodes.evolve(store.state(session, event.key), event), rule)
     match event:
         case RolloutChanged(plan=plan):
-            row = store.VersionRow(
+            version = store.VersionRow(
                 model=event.model, version=plan.champion.version, profile=plan.champion.profile.model_dump()
             )
-            session.merge(row)
+            session.merge(version)
             # A rollback must not count on from where its version was taken out of service.
             store.forget_windows(session, event.model)
         case DriftDetected():
-            row_ = store.EpisodeRow(
+            episode = store.EpisodeRow(
                 episode=event.episode,
                 model=event.model,
                 version=event.version,
                 detected=event.model_dump(mode="json"),
                 opened=message.time,
             )
-            session.merge(row_)
+            session.merge(episode)
         case EpisodeResolved():
             if opened := session.get(store.EpisodeRow, event.episode):
                 opened.resolved, opened.reason = message.time, event.reason

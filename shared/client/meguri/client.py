@@ -86,6 +86,10 @@ class Meguri:
         """What became of an event; `wait` up to so many seconds for it to be no longer waiting."""
         return self._ask("GET", "ingest", f"/receipts/{event}", params={"wait": wait})
 
+    def used_in(self, event: str) -> list[dict[str, Any]]:
+        """The dataset versions that hold an arrival, each with the model versions trained on it."""
+        return self._ask("GET", "registry", f"/lineage/events/{event}")["datasets"]
+
     # --- models
 
     def apply(self, spec: bytes) -> dict[str, Any]:
