@@ -76,7 +76,7 @@ class Wire:
 
     async def parked(self, consumer: str) -> list[dict[str, str]]:
         """The headers of the dead letters of a consumer."""
-        found = await self.stored(DEAD, f"{DEAD_PREFIX}.{consumer}")
+        found = await self.stored(DEAD, f"{DEAD_PREFIX}.{consumer}.>")
         return [msg.headers or {} for msg in found]
 
     async def stored(self, stream: str, subject: str) -> list[RawStreamMsg]:

@@ -12,7 +12,9 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from meguri_chassis import bus
 from meguri_chassis.bus import Bus, Hearing, hears
+from meguri_chassis.dead_letters import DeadLetters
 from meguri_chassis.deciding import Decider
+from meguri_chassis.log import EventLog
 from meguri_contracts.errors import Conflict, PermanentError, TemporaryError
 from meguri_contracts.events import ModelLoaded, ModelRegistered, TrainingRequested
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
@@ -49,8 +51,11 @@ async def hearing(
     nats = NatsBroker(broker.url, logger=None, graceful_timeout=1)
     client = await nats.connect()
     await client.jetstream().add_consumer(LOG, config(consumer))
-    delivering = Bus([Hearing(consumer, handlers, refuse)], decider=decider, continue_trace_max_age=60)
-    delivering.subscribe(nats, client.jetstream)
+    letters = DeadLetters(client.jetstream, EventLog(client.jetstream, "meguri/toy"))
+    delivering = Bus(
+        [Hearing(consumer, handlers, refuse)], dead_letters=letters, decider=decider, continue_trace_max_age=60
+    )
+    delivering.subscribe(nats)
     await nats.start()
     try:
         yield nats
@@ -144,7 +149,7 @@ async def test_a_message_that_can_never_succeed_is_set_aside_as_it_was_with_the_
     handle, deliveries = failing(Conflict('the "model" is away'))
     async with hearing(own_broker, handle):
         sequence = await own.say(REQUEST, id="1", source="werk 4")
-        (dead,) = await until(lambda: own.stored(DEAD, f"{DEAD_PREFIX}.{NAME}"))
+        (dead,) = await until(lambda: own.stored(DEAD, f"{DEAD_PREFIX}.{NAME}.>"))
         await until(lambda: all_done(own))
     original = await own.js.get_msg(LOG, sequence)
 
@@ -174,7 +179,7 @@ async def test_a_message_that_cannot_be_read_is_set_aside_and_the_next_one_is_he
         await own.publish("training-requested", key, body)
         await own.say(REQUEST)
         await until(lambda: all_done(own))
-    (dead,) = await own.stored(DEAD, f"{DEAD_PREFIX}.{NAME}")
+    (dead,) = await own.stored(DEAD, f"{DEAD_PREFIX}.{NAME}.>")
 
     assert deliveries == [1]
     assert unquote(dead.headers["meguri-reason"]).startswith(reason)

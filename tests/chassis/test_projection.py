@@ -8,9 +8,10 @@ import pytest
 from psycopg import sql
 from sqlmodel import select
 
+from meguri_chassis import projection
 from meguri_chassis.projection import Behind, head, recorded
 from meguri_chassis.store import JournalEntry, utc
-from meguri_contracts.events import ModelRegistered, TrainingRequested
+from meguri_contracts.events import MessageParked, MessageRedriven, ModelRegistered, TrainingRequested
 from tests.chassis import toy as domain
 from tests.chassis.toy import Toy, toy
 from tests.conftest import until
@@ -89,13 +90,14 @@ async def test_events_that_change_no_table_are_passed_over(database_url, wire):
         await replica.projection.reached(last)
 
         assert (replica.tally(model).version, replica.tally(model).applied) == (1, 1)
-        assert [entry.sequence for entry in journal(replica, model)] == [last]
+        assert [entry.sequence for entry in journal(replica, model) if entry.applied] == [last]
+        assert len(journal(replica, model)) == 6, "what is heard and cannot be read is kept all the same"
         assert replica.projection.trouble is None
 
 
 ODD = {
-    "an id with NUL": {"ce-id": "a%00b"},
-    "a long id": {"ce-id": "".join(f"{i:04x}" for i in range(800))},
+    "an id with NUL": {"ce-id": "NAME%00b"},
+    "a long id": {"ce-id": "NAME" + "".join(f"{i:04x}" for i in range(800))},
     "a time before all times": {"ce-time": "0001-01-01T00:00:00Z"},
     "a time out of range": {"ce-time": "9999-12-31T23:59:59-14:00"},
     "headers in any script": {"ce-source": "%E5%B7%A1%E3%82%8A%ff", "x-note": "巡り"},
@@ -105,6 +107,7 @@ ODD = {
 @pytest.mark.parametrize("headers", ODD.values(), ids=ODD)
 async def test_odd_attributes_do_not_stop_a_projection(headers, database_url, wire):
     model = name("m")
+    headers = {key: value.replace("NAME", model) for key, value in headers.items()}
     body = b'{"reason": "NUL \\u0000 in the text", "actor": "test"}'
     last = await wire.publish("training-requested", model, body, headers)
     async with toy(database_url, wire.js) as replica:
@@ -131,12 +134,12 @@ async def test_the_zone_of_the_database_does_not_matter(database_url, wire):
 
 
 async def test_a_subject_of_any_length_does_not_stop_a_projection(database_url, wire):
-    key = "".join(f"{i:04x}" for i in range(900))
+    key = name("m") + "".join(f"{i:04x}" for i in range(900))
     last = await wire.publish("training-requested", key, b"{}")
     async with toy(database_url, wire.js) as replica:
         await replica.projection.reached(last)
 
-        assert journal(replica, key) == []
+        assert [entry.applied for entry in journal(replica, key)] == [False]
 
 
 async def test_the_journal_keeps_the_time_that_was_stated_whatever_its_zone(database_url, wire):
@@ -171,3 +174,30 @@ async def test_waiting_for_what_was_not_said_yet_ends_with_words(database_url, w
             Behind, match=rf"the tables stand at \d+, {10**9} is needed: the log is being caught up with"
         ):
             await replica.projection.reached(10**9, timeout=0.01)
+
+
+async def test_an_event_that_is_in_the_log_twice_has_its_effect_once(database_url, wire):
+    model = name("m")
+    event, body = ModelRegistered(model=model, version=1, run="r"), b'{"version": 1, "run": "r"}'
+    headers = {"ce-id": f"{model}-1"}
+    await wire.publish(event.kind(), model, body, headers)
+    last = await wire.publish(event.kind(), model, body, headers)
+    async with toy(database_url, wire.js) as replica:
+        await replica.projection.reached(last)
+
+        assert (replica.tally(model).version, replica.tally(model).applied) == (1, 1)
+        assert [entry.applied for entry in journal(replica, model)] == [True, False]
+
+
+async def test_a_parked_message_is_known_until_it_is_sent_back(database_url, wire):
+    consumer = name("toy")
+    where = {"consumer": consumer, "stream": "MEGURI", "sequence": 7, "event": "e"}
+    parked = MessageParked(**where, subject="s", producer="p", deliveries=1, reason="why")
+    async with toy(database_url, wire.js) as replica:
+        await replica.projection.reached(await wire.say(parked))
+        with replica.database.read() as session:
+            assert [row.reason for row in projection.parked(session, consumer.rpartition("-")[0])] == ["why"]
+
+        await replica.projection.reached(await wire.say(MessageRedriven(**where, edited=False, actor="me")))
+        with replica.database.read() as session:
+            assert not projection.parked(session, consumer.rpartition("-")[0])

@@ -73,7 +73,7 @@ async def toy(
 ) -> AsyncIterator[Toy]:
     """A replica on a database, following the log until the block is left."""
     database = migrated(url)
-    projection = Projection(database, evolve, hears)
+    projection = Projection(database, evolve, hears, [Tally])
     log = EventLog(lambda: js, "meguri/toy")
     async with AsyncExitStack() as stack:
         stack.callback(database.close)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from meguri_chassis.settings import ServiceSettings
-from meguri_contracts.topology import CONSUMERS, PORTS
+from meguri_contracts.topology import CONSUMERS, LOG, PORTS
 from tests.conftest import ROOT
 
 SERVICES = sorted(path.name for path in (ROOT / "services").iterdir() if (path / "pyproject.toml").exists())
@@ -61,7 +61,9 @@ def test_a_service_hears_each_kind_of_its_consumers_with_one_handler(service, tm
     built = import_module(f"meguri_{service}.app").build()
     heard = {hearing.consumer.name: hearing for hearing in built._hearings}
 
-    assert set(heard) == {consumer.name for consumer in CONSUMERS if consumer.name.startswith(f"{service}-")}
+    assert set(heard) == {
+        consumer.name for consumer in CONSUMERS if consumer.name.startswith(f"{service}-") and consumer.stream == LOG
+    }
     for hearing in heard.values():
         kinds = [event for handler in hearing.handlers for event in handler.hears]
         assert sorted(kinds, key=str) == sorted(hearing.consumer.hears, key=str)

@@ -125,7 +125,7 @@ class Monitoring:
 
     async def dead_letters(self) -> list[tuple[int, str]]:
         """Sequence and reason of each message that was set aside."""
-        letters = [msg.headers or {} for msg in await self.wire.stored(DEAD, f"{DEAD_PREFIX}.{NAME}")]
+        letters = [msg.headers or {} for msg in await self.wire.stored(DEAD, f"{DEAD_PREFIX}.{NAME}.>")]
         return [(int(letter["meguri-sequence"]), unquote(letter["meguri-reason"])) for letter in letters]
 
     def kept(self, version: int = 1) -> pl.DataFrame:

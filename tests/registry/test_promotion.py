@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meguri_contracts.errors import Conflict, NotFound
@@ -300,6 +300,7 @@ def carry_out(registry: Registry, command: tuple) -> None:
 
 
 @given(commands)
+@example([("trained", "a", 0.9, None, "bytes one"), ("trained", "a", 0.5, None, "bytes two"), ("promote", 1)])
 def test_whatever_happens_versions_have_no_gaps_each_run_has_one_verdict_and_the_log_tells_all(commands):
     registry = Registry()
     registry.apply(spec())

@@ -79,7 +79,7 @@ async def test_a_subject_that_is_no_name_ends_as_a_dead_letter_with_the_reason(l
     client = await nats.connect(os.environ["MEGURI_NATS_URL"])
     try:
         js = client.jetstream()
-        dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals", stream=DEAD)
+        dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals.>", stream=DEAD)
         await js.publish("meguri.events.data-arrived.Not.A.Name", payload)
         while True:
             [letter] = await dead.fetch(1, timeout=20)
@@ -96,7 +96,7 @@ async def test_what_is_as_large_as_the_broker_takes_can_be_set_aside_too(laptop:
     client = await nats.connect(os.environ["MEGURI_NATS_URL"])
     try:
         js = client.jetstream()
-        dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals", stream=DEAD)
+        dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals.>", stream=DEAD)
         await js.publish("meguri.events.data-arrived.Not.A.Name", mark.ljust(client.max_payload - 100), timeout=20)
         while True:
             [letter] = await dead.fetch(1, timeout=20)

@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.log import Message
+from meguri_chassis.projection import as_message
 from meguri_chassis.service import Service
-from meguri_chassis.store import utc
-from meguri_contracts.errors import Invalid, Malformed, TemporaryError, TooLarge
+from meguri_chassis.store import JournalEntry, utc
+from meguri_contracts.errors import Invalid, Malformed, PermanentError, TemporaryError, TooLarge
 from meguri_contracts.events import DataArrived
 from meguri_contracts.names import NAME_PATTERN
 from meguri_contracts.topology import MAX_INLINE_BYTES, subject
@@ -117,7 +118,18 @@ def _receipt(service: Service, event: str) -> dict[str, Any] | None:
         row = store.receipt(session, event)
         if row is None:
             return None
-        return _shown(row) | {"used_in": [use.model_dump(mode="json") for use in store.uses(session, row)]}
+        return _shown(row) | {
+            "heard": sum(_is_of(row, entry) for entry in store.sent(session, event)),
+            "used_in": [use.model_dump(mode="json") for use in store.uses(session, row)],
+        }
+
+
+def _is_of(row: store.ReceiptRow, entry: JournalEntry) -> bool:
+    message = as_message(entry)
+    try:
+        return isinstance(message.event, DataArrived) and row.is_of(message.key, message.source)
+    except PermanentError:
+        return False
 
 
 def _shown(row: store.ReceiptRow) -> dict[str, Any]:

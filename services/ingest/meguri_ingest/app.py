@@ -8,7 +8,7 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import INGEST_ARRIVALS
-from meguri_ingest import api, projection
+from meguri_ingest import api, projection, store
 from meguri_ingest.arrivals import Lanes
 from meguri_ingest.handlers import Receiver
 from meguri_ingest.settings import Settings
@@ -19,7 +19,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def build(settings: Settings | None = None) -> Service:
     settings = settings or Settings()
     database = Database(settings.database_url, MIGRATIONS)
-    tables = Projection(database, projection.evolve, projection.HEARS)
+    tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES, keeps_the_rest=True)
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     artifacts = Artifacts(settings.artifacts_url)
     lanes = Lanes(

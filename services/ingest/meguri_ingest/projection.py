@@ -60,10 +60,7 @@ def evolve(session: Session, event: Event, message: Message) -> None:
 
 
 def _open_receipt(session: Session, event: DataArrived, message: Message) -> None:
-    if row := session.get(ReceiptRow, message.id):
-        row.heard += row.is_of(event.dataset, message.source)
-        session.add(row)
-    else:
+    if session.get(ReceiptRow, message.id) is None:
         _receipt(session, message.id, event.dataset, message.source, message)
 
 

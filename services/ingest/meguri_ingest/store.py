@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import JSON, Column, DateTime
 from sqlmodel import Field, Session, SQLModel, col, func, select
 
-from meguri_chassis.store import BIG
+from meguri_chassis.store import BIG, JournalEntry
 from meguri_contracts.errors import NotFound
+from meguri_contracts.events import DataArrived
 from meguri_contracts.spec import Dataset
 
 
@@ -48,8 +49,6 @@ class ReceiptRow(SQLModel, table=True):
     status: str = "waiting"
     reason: str = ""
     sequence: int = Field(sa_column=Column(BIG, nullable=False))
-    heard: int = 1
-    """How often the event was sent."""
     arrived: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     dataset_version: int | None = None
     rows: int = 0
@@ -71,6 +70,10 @@ class UseRow(SQLModel, table=True):
     verdict: str = "none yet"
     dataset: str = Field(index=True)
     dataset_version: int
+
+
+TABLES = (DatasetRow, VersionRow, ReceiptRow, UseRow)
+"""What follows from the log."""
 
 
 def declared(session: Session, name: str) -> Dataset:
@@ -99,6 +102,12 @@ def known(session: Session, events: Collection[str]) -> dict[str, ReceiptRow]:
 def receipt(session: Session, event: str) -> ReceiptRow | None:
     """Return the receipt of an event, None if it was not heard."""
     return session.get(ReceiptRow, event)
+
+
+def sent(session: Session, event: str) -> Sequence[JournalEntry]:
+    """Return every arrival with an id as the log has it, oldest first."""
+    query = select(JournalEntry).where(JournalEntry.event_id == event, JournalEntry.kind == DataArrived.kind())
+    return session.exec(query.order_by(col(JournalEntry.sequence))).all()
 
 
 def receipts(session: Session, dataset: str | None, status: str | None, limit: int) -> Sequence[ReceiptRow]:

@@ -8,7 +8,7 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import MONITORING_ROLLOUTS, PREDICTION_PREFIX, PREDICTIONS
-from meguri_monitoring import api, handlers, projection
+from meguri_monitoring import api, handlers, projection, store
 from meguri_monitoring.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -17,13 +17,14 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def build(settings: Settings | None = None) -> Service:
     settings = settings or Settings()
     database = Database(settings.database_url, MIGRATIONS)
-    tables = Projection(database, projection.evolve, projection.HEARS)
+    tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     assert service.decider is not None
     reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], handlers.NAME)
     watcher = handlers.Watcher(
         reader=reader,
         log=service.log,
+        dead_letters=service.dead_letters,
         database=database,
         projection=tables,
         decider=service.decider,
@@ -32,6 +33,7 @@ def build(settings: Settings | None = None) -> Service:
     )
     service.follow(reader, watcher.run)
     service.reasons.append(watcher.trouble)
+    service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode]))
     service.app.include_router(api.routes(service))
     return service

@@ -12,7 +12,8 @@ from sqlmodel import Session
 
 from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
-from meguri_chassis.bus import hears, set_aside
+from meguri_chassis.bus import hears
+from meguri_chassis.dead_letters import DeadLetters, Undeliverable
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog
 from meguri_chassis.profiles import Profile
@@ -46,6 +47,7 @@ class Watcher:
         *,
         reader: Reader,
         log: EventLog,
+        dead_letters: DeadLetters,
         database: Database,
         projection: Projection,
         decider: Decider,
@@ -54,6 +56,7 @@ class Watcher:
     ) -> None:
         self._reader = reader
         self._log = log
+        self._dead_letters = dead_letters
         self._database = database
         self._projection = projection
         self._decider = decider
@@ -110,7 +113,7 @@ class Watcher:
             refused = await asyncio.to_thread(self._keep, batches)
             for message in messages:
                 if error := refused.get(message.metadata.sequence.stream):
-                    await set_aside(self._reader.jetstream(), NAME, message, error)
+                    await self._dead_letters.park(NAME, Undeliverable.of(message), error)
             kept = [batch for batch in batches if batch.sequence not in refused]
             await asyncio.to_thread(self._count, kept, last)
             self._position = last
@@ -124,7 +127,7 @@ class Watcher:
                 raise Malformed(f"predictions are of model {odd[0]!r}, which is no name")
             return batches
         except PermanentError as error:
-            await set_aside(self._reader.jetstream(), NAME, message, error)
+            await self._dead_letters.park(NAME, Undeliverable.of(message), error)
             return []
 
     async def _refer(self, batches: Sequence[Batch]) -> None:

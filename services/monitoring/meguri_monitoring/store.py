@@ -74,6 +74,10 @@ class JudgedRow(SQLModel, table=True):
     """Whether another rollout came after it."""
 
 
+TABLES = (ModelRow, VersionRow, EpisodeRow)
+"""What follows from the log."""
+
+
 def state(session: Session, model: str) -> State:
     row = session.get(ModelRow, model)
     return _STATE.validate_python(row.state) if row else State(model=model)

@@ -7,6 +7,8 @@ from meguri_contracts.events import (
     ApprovalRequested,
     DataCommitted,
     Event,
+    LoopBroken,
+    ModelLoaded,
     ModelRegistered,
     ModelTrained,
     PromotionRejected,
@@ -25,10 +27,12 @@ HEARS = (
     TrainingStarted,
     ModelTrained,
     TrainingFailed,
+    LoopBroken,
     ModelRegistered,
     PromotionRejected,
     ApprovalRequested,
     RolloutChanged,
+    ModelLoaded,
 )
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from meguri_contracts.errors import Conflict, Invalid, NotFound
 from meguri_contracts.events import (
@@ -42,6 +43,11 @@ class Model(BaseModel):
     """Versions that were champion before, oldest first; a rollback goes to the last one."""
     rolled_back: frozenset[str] = frozenset()
     """Digests of ONNX files that were taken out of service by a rollback."""
+
+    @field_serializer("judged", "rolled_back")
+    def _in_order(self, found: frozenset[Any]) -> list[Any]:
+        # A set has an order of its own in each process; the state must be the same in all.
+        return sorted(found)
 
 
 def apply_spec(model: Model, spec: ModelSpec, actor: str, datasets: Mapping[str, Dataset]) -> list[Event]:
@@ -94,7 +100,7 @@ def _verdict(model: Model, trained: ModelTrained, version: int) -> list[Event]:
 
 def promote(model: Model, version: Deployed, actor: str, reason: str) -> list[Event]:
     """Make a version champion because a person says so; silence if it is already."""
-    if model.champion == version:
+    if model.champion and model.champion.version == version.version:
         return []
     return [_rollout(model, version, reason=reason, actor=actor)]
 

@@ -108,6 +108,10 @@ class ContributionRow(SQLModel, table=True):
     quarantined: int
 
 
+TABLES = (ModelRow, SpecRow, RunRow, VersionRow, RolloutRow, DatasetVersionRow, ContributionRow)
+"""What follows from the log."""
+
+
 def model(session: Session, name: str) -> Model:
     """Return the state of a model; an empty one if nothing was heard of it."""
     row = session.get(ModelRow, name)

@@ -8,7 +8,7 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import TRAINING_FITS, TRAINING_TRIGGERS
-from meguri_training import api, handlers, projection
+from meguri_training import api, handlers, projection, store
 from meguri_training.settings import Settings
 from meguri_training.workers import Home, Workers
 
@@ -18,7 +18,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def build(settings: Settings | None = None) -> Service:
     settings = settings or Settings()
     database = Database(settings.database_url, MIGRATIONS)
-    tables = Projection(database, projection.evolve, projection.HEARS)
+    tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
     workers = Workers(Home(settings.service, settings.replica, settings.var, settings.log_level))
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     fitter = handlers.Fitter(

@@ -32,6 +32,10 @@ class EndedRow(SQLModel, table=True):
     run: str = Field(primary_key=True)
 
 
+TABLES = (ModelRow, DatasetRow, EndedRow)
+"""What follows from the log."""
+
+
 def model(session: Session, name: str) -> Model:
     """Return the state of a model; an empty one if nothing was heard of it."""
     row = session.get(ModelRow, name)

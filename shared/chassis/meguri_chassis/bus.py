@@ -18,14 +18,14 @@ from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
 
 from meguri_chassis import telemetry
+from meguri_chassis.dead_letters import DeadLetters, Undeliverable
 from meguri_chassis.deciding import Decider
-from meguri_chassis.log import Message, ce_value, publish
-from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_chassis.log import Message
+from meguri_contracts.errors import Newer, PermanentError, TemporaryError
 from meguri_contracts.events import Event
-from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
+from meguri_contracts.topology import LOG, Consumer
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ H = TypeVar("H", bound=Callable[..., Any])
 RETRY_DELAYS = (1.0, 5.0, 15.0, 60.0)
 """Seconds before the second, third … delivery. After these an unexpected error sets the message aside; a TemporaryError,
 whose reason lies outside of the message, goes on at the last delay until the reason is gone."""
-DEAD_HEADERS, DEAD_HEADER_BYTES, DEAD_BODY_BYTES = 100, 4096, 4 * 1024 * 1024
-"""Headers of a message, bytes of each, and bytes of its body that a dead letter keeps."""
 FETCH_EXPIRES = 2.0
 """Seconds a pull request lingers; after a broker restart a consumer is deaf for at most this long."""
 
@@ -55,9 +53,9 @@ def hears(*events: type[Event]) -> Callable[[H], H]:
 class Hearing:
     """A durable consumer and who handles what it delivers, each kind by the one handler marked with it.
 
-    `refuse` answers a message that cannot be read or whose handler raised a PermanentError; without it such a message is
-    set aside as a dead letter. Messages are handled one after the other, in log order, unless handlers that act may have
-    several `together` in hand.
+    `refuse` answers a message that cannot be read or whose handler raised a PermanentError, or raises it again; without it
+    such a message is parked as a dead letter. Messages are handled one after the other, in log order, unless handlers that
+    act may have several `together` in hand.
     """
 
     consumer: Consumer
@@ -72,17 +70,25 @@ class Hearing:
 class Bus:
     """Delivers what the service hears."""
 
-    def __init__(self, hearings: Sequence[Hearing], *, decider: Decider | None, continue_trace_max_age: float) -> None:
+    def __init__(
+        self,
+        hearings: Sequence[Hearing],
+        *,
+        dead_letters: DeadLetters,
+        decider: Decider | None,
+        continue_trace_max_age: float,
+    ) -> None:
         self._hearings = hearings
+        self._dead_letters = dead_letters
         self._decider = decider
         self._max_age = continue_trace_max_age
 
-    def subscribe(self, broker: NatsBroker, js: Callable[[], JetStreamContext]) -> None:
+    def subscribe(self, broker: NatsBroker) -> None:
         """Bind every hearing to its durable consumer; the broker delivers from its start on."""
         for hearing in self._hearings:
-            self._subscribe(broker, js, hearing)
+            self._subscribe(broker, hearing)
 
-    def _subscribe(self, broker: NatsBroker, js: Callable[[], JetStreamContext], hearing: Hearing) -> None:
+    def _subscribe(self, broker: NatsBroker, hearing: Hearing) -> None:
         @broker.subscriber(
             hearing.consumer.subjects[0],
             stream=JStream(LOG, declare=False),
@@ -96,9 +102,9 @@ class Bus:
             title=hearing.consumer.name,
         )
         async def deliver(msg: Any) -> None:
-            await self._deliver(js(), hearing, msg)
+            await self._deliver(hearing, msg)
 
-    async def _deliver(self, js: JetStreamContext, hearing: Hearing, msg: Msg) -> None:
+    async def _deliver(self, hearing: Hearing, msg: Msg) -> None:
         message, began = Message.read(msg), time.perf_counter()
         attributes = {
             "messaging.consumer.group.name": hearing.consumer.name,
@@ -120,7 +126,7 @@ class Bus:
                     await msg.ack_sync(timeout=5)
                 except Exception as error:  # noqa: BLE001 - each is answered: later again, or set aside and said so
                     telemetry.failed(span, error)
-                    result = await self._answer_failure(js, hearing, msg, message, error)
+                    result = await self._answer_failure(hearing, msg, message, error)
         telemetry.HANDLED.labels(hearing.consumer.name, message.kind, result).inc()
         telemetry.HANDLING.labels(hearing.consumer.name, message.kind).observe(time.perf_counter() - began)
 
@@ -133,6 +139,10 @@ class Bus:
             else:
                 await self._carry_out(handler, event, message)
         except PermanentError as error:
+            if hearing.refuse is None and isinstance(error, Newer):
+                # What is new is said beside the old as long as somebody knows only the old.
+                logger.warning("left %s alone: %s", message.id, error)
+                return "ignored"
             if hearing.refuse is None:
                 raise
             logger.info("refused %s: %s", message.id, error)
@@ -148,50 +158,29 @@ class Bus:
             cause=message.id,
             journey=message.journey,
             after=message.sequence,
+            hops=message.hops,
         )
 
-    async def _answer_failure(
-        self, js: JetStreamContext, hearing: Hearing, msg: Msg, message: Message, error: Exception
-    ) -> str:
+    async def _answer_failure(self, hearing: Hearing, msg: Msg, message: Message, error: Exception) -> str:
         patient = isinstance(error, TemporaryError | NatsError)
         retry = not isinstance(error, PermanentError) and (patient or message.deliveries <= len(RETRY_DELAYS))
         if not retry:
-            return await self._park(js, hearing, msg, message, error)
+            return await self._park(hearing, msg, message, error)
         delay = RETRY_DELAYS[min(message.deliveries, len(RETRY_DELAYS)) - 1]
         log = logger.warning if patient else logger.exception
         log("%s of %s failed, again in %.0f s: %s", message.kind, message.id, delay, error)
         await _settle(msg.nak(delay=delay), message)
         return "retried"
 
-    async def _park(self, js: JetStreamContext, hearing: Hearing, msg: Msg, message: Message, error: Exception) -> str:
+    async def _park(self, hearing: Hearing, msg: Msg, message: Message, error: Exception) -> str:
         try:
-            await set_aside(js, hearing.consumer.name, msg, error)
+            await self._dead_letters.park(hearing.consumer.name, Undeliverable.of(msg), error)
         except TemporaryError:
-            logger.exception("%s could not be set aside, trying again", message.id)
+            logger.exception("%s could not be parked, trying again", message.id)
             await _settle(msg.nak(delay=RETRY_DELAYS[-1]), message)
             return "retried"
         await _settle(msg.ack(), message)
         return "parked"
-
-
-async def set_aside(js: JetStreamContext, consumer: str, msg: Msg, error: Exception) -> None:
-    """Keep a message as a dead letter of `consumer`, with the reason, once. Raises LogUnavailable."""
-    sequence = msg.metadata.sequence.stream
-    # What is added must not make the letter larger than the broker takes; the whole message stays in its stream.
-    kept = {name: value for name, value in (msg.headers or {}).items() if len(value) <= DEAD_HEADER_BYTES}
-    headers = {name: value for name, value in list(kept.items())[:DEAD_HEADERS] if not name.startswith("Nats-")} | {
-        "Nats-Msg-Id": f"{consumer}:{sequence}",
-        "meguri-consumer": consumer,
-        "meguri-sequence": str(sequence),
-        "meguri-subject": ce_value(msg.subject),
-        "meguri-deliveries": str(msg.metadata.num_delivered),
-        "meguri-reason": ce_value(f"{type(error).__name__}: {error}"[:2000]),
-    }
-    if len(msg.data) > DEAD_BODY_BYTES:
-        headers["meguri-cut"] = f"the first {DEAD_BODY_BYTES} of {len(msg.data)} bytes"
-    await publish(js, DEAD, f"{DEAD_PREFIX}.{consumer}", msg.data[:DEAD_BODY_BYTES], headers)
-    telemetry.PARKED.labels(consumer).inc()
-    logger.error("message %d on %s set aside as a dead letter: %s", sequence, msg.subject, error)
 
 
 async def _settle(answer: Awaitable[None], message: Message) -> None:

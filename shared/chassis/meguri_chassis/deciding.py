@@ -38,8 +38,12 @@ class Decider:
         self._projection = projection
         self._said = 0
 
-    async def carry_out(self, decide: Decide, *, cause: str, journey: str, after: int = 0) -> list[Event]:
+    async def carry_out(
+        self, decide: Decide, *, cause: str, journey: str, after: int = 0, hops: int = -1
+    ) -> list[Event]:
         """Append what `decide` says about the state at sequence `after` or later, and return it.
+
+        `hops` are those of the cause; a command from outside is none.
 
         Ids follow from `cause`: the same cause carried out twice has its effect once. Raises what `decide` raises, and
         MovedOn when others were faster TRIES times.
@@ -48,7 +52,7 @@ class Decider:
             await self._projection.reached(max(after, self._said))
             decided = await asyncio.to_thread(self._decide, decide, cause)
             try:
-                await self._append(decided, cause, journey)
+                await self._append(decided, cause, journey, hops)
             except MovedOn:
                 after = await self._log.last_sequence()
             else:
@@ -67,7 +71,7 @@ class Decider:
                 if not recorded(session, id_ := derived_id(cause, event.type, event.key, event.identity))
             ]
 
-    async def _append(self, decided: Sequence[_Decided], cause: str, journey: str) -> None:
+    async def _append(self, decided: Sequence[_Decided], cause: str, journey: str, hops: int) -> None:
         heads: dict[str, int] = {}
         for one in decided:
             heads[one.event.key] = await self._log.append(
@@ -75,6 +79,7 @@ class Decider:
                 id=one.id,
                 cause=cause,
                 journey=journey,
+                hops=one.event.hops(hops),
                 causes=one.causes,
                 expected=heads.get(one.event.key, one.head),
             )

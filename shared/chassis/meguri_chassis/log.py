@@ -24,7 +24,7 @@ from opentelemetry import propagate
 from pydantic import ValidationError
 
 from meguri_chassis import telemetry
-from meguri_contracts.errors import Malformed, TemporaryError, TooLarge
+from meguri_contracts.errors import Malformed, Newer, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
 from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
@@ -37,13 +37,21 @@ APPEND_PATIENCE = 30.0
 """Seconds over which an append is tried again, with the same id, before it is given up as a TemporaryError."""
 WRONG_LAST_SEQUENCE = 10071
 """The broker's error code for an append that expected another last sequence."""
+FULL = {10047, 10077}
+"""The broker's error codes for no more storage, and for a stream at its limit of bytes."""
 WRONG_LAST_ID = 10070
 """The broker's error code for an append that expected another last message id."""
+STORED = "meguri-stored"
+"""Header that a restored message carries: when the broker first had it, if the message does not say its time itself."""
 _CE_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 class LogUnavailable(TemporaryError):
     """The log took no append for a while."""
+
+
+class LogFull(LogUnavailable):
+    """The log has reached the limit of its stream or of its disk."""
 
 
 class MovedOn(TemporaryError):
@@ -78,6 +86,8 @@ class Message:
     source: str
     time: datetime
     journey: str
+    hops: int
+    """How many reactions lie between this and what came from outside."""
     headers: Mapping[str, str]
     body: bytes
     deliveries: int = 1
@@ -110,8 +120,9 @@ class Message:
             key=key,
             id=id_,
             source=attributes.get("source") or _producer(body) or "unknown",
-            time=_time(attributes.get("time")) or time,
+            time=_time(attributes.get("time")) or _time(headers.get(STORED)) or time,
             journey=attributes.get("journeyid") or id_,
+            hops=_hops(attributes.get("hops")),
             headers=headers,
             body=body,
             deliveries=deliveries,
@@ -133,7 +144,12 @@ class Message:
         _check_size(self.body)
         stated = _attributes(self.headers, self.body).get("type")
         if stated and BY_TYPE.get(stated) is not expected:
-            raise Malformed(f"type {stated!r} is not known for subject {self.kind!r}; expected {expected.type!r}")
+            wrong = f"type {stated!r} is not known for subject {self.kind!r}; expected {expected.type!r}"
+            raise (
+                Newer(f"{wrong}: a newer version of meguri said it")
+                if _is_newer(stated, expected)
+                else Malformed(wrong)
+            )
         return _event(expected, self.key, self.body)
 
     def age(self) -> float:
@@ -232,12 +248,24 @@ def _time(text: str | None) -> datetime | None:
         return None
 
 
+def _hops(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= 9 else 0
+
+
+def _is_newer(stated: str, expected: type[Event]) -> bool:
+    known, _, version = expected.type.rpartition(".v")
+    name, _, number = stated.rpartition(".v")
+    return name == known and number.isascii() and number.isdigit() and int(number[:9]) > int(version)
+
+
 class EventLog:
     """Appends to the log, and knows how: PubAck, same id on every try, trace context of the moment."""
 
     def __init__(self, js: Callable[[], JetStreamContext], source: str) -> None:
         self._js = js
         self._source = source
+        self.closed: Callable[[], str | None] = lambda: None
+        """Why nothing may be appended at the moment, in words for an operator; None while all is well."""
 
     async def append(
         self,
@@ -246,6 +274,7 @@ class EventLog:
         id: str,
         cause: str,
         journey: str,
+        hops: int = 0,
         causes: Sequence[Mapping[str, str]] = (),
         expected: int | None = None,
         source: str | None = None,
@@ -256,11 +285,15 @@ class EventLog:
         sequence that the event's key may have; MovedOn is raised if it has a later one. An id that was appended before is
         not appended again; its sequence is returned. Raises TooLarge for what no reader would take, LogUnavailable.
         """
+        if why := self.closed():
+            raise LogUnavailable(why)
         body = event.model_dump_json().encode()
         _check_size(body)
         with telemetry.publishing(event, id=id, cause=cause, journey=journey, causes=causes) as (span, own_journey):
             headers = ce_headers(event, id=id, source=source or self._source, time=datetime.now(UTC))
             headers |= {"ce-journeyid": ce_value(own_journey), "ce-causeid": ce_value(cause)}
+            if hops > 0:
+                headers["ce-hops"] = str(hops)
             if expected is not None:
                 headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
                 headers["Nats-Expected-Last-Subject-Sequence-Subject"] = key_subjects(event.key)
@@ -333,6 +366,8 @@ async def publish(
                 continue
             if error.err_code == WRONG_LAST_ID:
                 raise MovedOn(f"{subject}: the key has a later event than the decision rests on") from error
+            if error.err_code in FULL:
+                raise LogFull(f"{stream} is full, nothing was accepted: {error.description}") from error
             reason: Exception = error
         except (NatsError, OSError, TimeoutError) as error:
             # The publish may still have arrived; the same id makes the next try harmless.

@@ -1,28 +1,44 @@
 """Events into tables: each event once, in log order, journal and effect in one transaction, whatever dies when.
 
 Every replica reads the log; the position row in the database decides who applies a batch. A replica that comes late
-finds the position moved, skips what is done and goes on from there, so no replica has to be elected or missed.
+finds the position moved, skips what is done and goes on from there, so no replica has to be elected or missed. One that finds
+it moved back, because the tables were wiped, goes back too.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from sqlalchemy import insert
-from sqlmodel import Session, col, select
+from nats.js.errors import NotFoundError
+from sqlalchemy import delete, insert
+from sqlmodel import Session, SQLModel, col, select
 
 from meguri_chassis import telemetry
+from meguri_chassis.digesting import Digest, digest
 from meguri_chassis.log import Message
 from meguri_chassis.reader import Reader
-from meguri_chassis.store import Database, Head, JournalEntry, Position, keep_heads, locked_position, move_position
-from meguri_contracts.errors import PermanentError, TemporaryError
-from meguri_contracts.events import Event
+from meguri_chassis.store import (
+    Database,
+    Head,
+    JournalEntry,
+    Parked,
+    Position,
+    keep_heads,
+    locked_position,
+    move_position,
+    utc,
+)
+from meguri_contracts.errors import Conflict, PermanentError, TemporaryError
+from meguri_contracts.events import BY_KIND, Event, MessageParked, MessageRedriven
 from meguri_contracts.names import is_name
-from meguri_contracts.topology import EVENT_PREFIX, LOG
+from meguri_contracts.topology import EVENT_PREFIX, LOG, subject
 
 logger = logging.getLogger(__name__)
 
@@ -31,37 +47,91 @@ Evolve = Callable[[Session, Event, Message], None]
 
 PAUSE_AT_MOST = 10.0
 """Seconds between tries to apply a batch that fails."""
+PAUSE_WITHOUT_LOG = 1.0
+"""Seconds between looks whether a lost log is back."""
 NAME = "log"
+KEPT: tuple[type[Event], ...] = (MessageParked, MessageRedriven)
+"""Events that every service knows what to do with."""
 
 
 class Behind(TemporaryError):
     """The tables have not yet reached the sequence that was asked for."""
 
 
-class Projection:
-    """Keeps a service's tables at the log's present. `hears` are the events that change them."""
+class Incomplete(Conflict):
+    """The log does not hold everything that the tables rest on."""
 
-    def __init__(self, database: Database, evolve: Evolve, hears: Sequence[type[Event]]) -> None:
+
+class _Rewound(Exception):
+    """The tables stand before what this replica has read: they were wiped."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
+
+@dataclass(frozen=True)
+class Rebuilding:
+    """How far a rebuild is. The digests are of the tables at `until`: as they stood, and as the log gives them."""
+
+    position: int
+    until: int
+    before: Digest
+    after: Digest = field(default_factory=Digest)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.after)
+
+
+class Projection:
+    """Keeps a service's tables at the log's present. `hears` are the events that change them.
+
+    `tables` are what follows from the log and nothing else: what a rebuild empties and makes again. With `keeps_the_rest`, the
+    journal has also what no service hears, so that all journals together are the whole log.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        evolve: Evolve,
+        hears: Sequence[type[Event]],
+        tables: Sequence[type[SQLModel]],
+        *,
+        keeps_the_rest: bool = False,
+    ) -> None:
         self._database = database
         self._evolve = evolve
-        self._hears = {event.kind() for event in hears}
+        self._hears = {event.kind() for event in (*hears, *KEPT)}
+        self._tables: Sequence[type[SQLModel]] = (*tables, Head, Parked, JournalEntry)
+        self._keeps_the_rest = keeps_the_rest
         self._position = 0
+        self._read = 0
         self._passed = asyncio.Condition()
+        self._writing = asyncio.Lock()
         self._reader: Reader | None = None
         self.trouble: str | None = None
         """Why it stands still, in words for an operator; None while all is well."""
+        self.lost: str | None = None
+        """Why nothing may be appended: the log has lost what the tables contain."""
 
     @property
     def position(self) -> int:
         """The last stream sequence that the tables contain, as far as this replica knows."""
         return self._position
 
+    @property
+    def tables(self) -> Sequence[type[SQLModel]]:
+        """All tables that follow from the log."""
+        return self._tables
+
     async def run(self, js: Callable[[], JetStreamContext]) -> None:
         """Follow the log for ever."""
-        self._reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "projection")
+        self._reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "projection", before=lambda: self._require_log(js()))
         await self._move_to(await asyncio.to_thread(self._stored_position))
-        async for batch in self._reader.after(lambda: self._position):
+        async for batch in self._reader.after(self._begin):
             await self._apply(batch)
+            self._read = batch[-1].metadata.sequence.stream
 
     def again(self) -> None:
         """Begin reading again, after a reconnect."""
@@ -70,6 +140,8 @@ class Projection:
 
     async def reached(self, sequence: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - it is part of the answer
         """Wait until the tables contain everything up to `sequence`. Raises Behind after `timeout` seconds."""
+        if self._position >= sequence:
+            return
         try:
             async with asyncio.timeout(timeout), self._passed:
                 await self._passed.wait_for(lambda: self._position >= sequence)
@@ -77,11 +149,106 @@ class Projection:
             why = self.trouble or "the log is being caught up with"
             raise Behind(f"the tables stand at {self._position}, {sequence} is needed: {why}") from error
 
+    async def state(self) -> tuple[int, Digest]:
+        """Return how far the tables are, and their digest there."""
+        return await asyncio.to_thread(self._state)
+
+    async def rebuild(
+        self, js: Callable[[], JetStreamContext], *, until: int | None = None, keep: bool = True
+    ) -> AsyncIterator[Rebuilding]:
+        """Make the tables again from the log, up to where they stand or to `until`; yields the progress, at last the digests.
+
+        Everything happens in one transaction: others see the old tables until the new ones are whole, and if this ends early,
+        nothing has changed. `until` only looks: without `keep` all is undone at the end. Raises Incomplete when the log does
+        not hold all that is needed.
+        """
+        async with self._writing:
+            session = await asyncio.to_thread(self._opened)
+            try:
+                stands, before = await asyncio.to_thread(self._emptied, session)
+                end = stands if until is None else until
+                await self._require_whole_log(js(), end)
+                yield Rebuilding(0, end, before)
+                async for position in self._replayed(js, session, end):
+                    yield Rebuilding(position, end, before)
+                after = await asyncio.to_thread(digest, session, self._tables)
+                if keep:
+                    await asyncio.to_thread(session.commit)
+                yield Rebuilding(end, end, before, after)
+            finally:
+                await asyncio.to_thread(session.close)
+
+    def _opened(self) -> Session:
+        return self._database.open_writer()
+
+    def _emptied(self, session: Session) -> tuple[int, Digest]:
+        position = locked_position(session, NAME)
+        before = digest(session, self._tables)
+        for table in self._tables:
+            session.connection().execute(delete(table))
+        return position, before
+
+    async def _replayed(self, js: Callable[[], JetStreamContext], session: Session, end: int) -> AsyncIterator[int]:
+        position = 0
+        reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "rebuild")
+        async with aclosing(reader.after(lambda: position)) as batches:
+            while position < end:
+                batch = [Message.read(msg) for msg in await anext(batches)]
+                wanted = [message for message in batch if message.sequence <= end]
+                await asyncio.to_thread(self._apply_all, session, wanted)
+                position = batch[-1].sequence
+                yield min(position, end)
+
+    async def _require_whole_log(self, js: JetStreamContext, end: int) -> None:
+        try:
+            log = (await js.stream_info(LOG)).state
+        except NotFoundError as error:
+            raise Incomplete(f"there is no stream {LOG}: put it back with `meguri restore-log`") from error
+        if end and (log.last_seq < end or log.first_seq > 1 or log.num_deleted):
+            raise Incomplete(
+                f"the log goes from {log.first_seq} to {log.last_seq} with {log.num_deleted or 0} missing, all from 1 to {end} "
+                "are needed: put it back with `meguri restore-log`"
+            )
+
+    def _state(self) -> tuple[int, Digest]:
+        with self._database.read() as session:
+            row = session.get(Position, NAME)
+            return (row.sequence if row else 0), digest(session, self._tables)
+
+    def _begin(self) -> int:
+        self._read = self._position
+        return self._position
+
+    async def _require_log(self, js: JetStreamContext) -> None:
+        """Raise NatsError as long as the log ends before what the tables contain."""
+        try:
+            last = (await js.stream_info(LOG)).state.last_seq
+        except NotFoundError:
+            last = 0
+        stored = await asyncio.to_thread(self._stored_position)
+        if last >= stored:
+            if self.lost:
+                self.lost = self.trouble = None
+            await self._move_to(stored)
+            return
+        self.trouble = self.lost = (
+            f"the log ends at {last}, but the tables contain it up to {stored}: it was lost; "
+            "put it back with `meguri restore-log`"
+        )
+        await asyncio.sleep(PAUSE_WITHOUT_LOG)
+        raise NatsError(self.lost)
+
     async def _apply(self, batch: Sequence[Msg]) -> None:
         pause = 0.1
         while True:
             try:
-                await self._move_to(await asyncio.to_thread(self._apply_in_one_transaction, batch))
+                async with self._writing:
+                    position = await asyncio.to_thread(self._apply_in_one_transaction, batch)
+            except _Rewound as wiped:
+                logger.warning("the tables were set back to %d, reading again from there", wiped.position)
+                await self._move_to(wiped.position)
+                self.again()
+                return
             except Exception as error:
                 # Standing still loudly is the only safe answer to any of them.
                 self.trouble = (
@@ -92,33 +259,51 @@ class Projection:
                 pause = min(pause * 2, PAUSE_AT_MOST)
             else:
                 self.trouble = None
+                await self._move_to(position)
                 return
 
     def _apply_in_one_transaction(self, batch: Sequence[Msg]) -> int:
+        messages = [Message.read(msg) for msg in batch]
         with self._database.write() as session:
             position = locked_position(session, NAME)
-            fresh = [message for msg in batch if (message := Message.read(msg)).sequence > position]
-            applied = [message for message in fresh if self._apply_one(session, message)]
-            if fresh:
-                # In a statement each for the whole batch: a row at a time through the mapper costs as much as the effects.
-                connection = session.connection()
-                keep_heads(connection, {message.key: message.sequence for message in fresh if is_name(message.key)})
-                if applied:
-                    connection.execute(insert(JournalEntry), [_entry(message) for message in applied])
+            if position < self._read:
+                raise _Rewound(position)
+            if fresh := [message for message in messages if message.sequence > position]:
+                self._apply_all(session, fresh)
                 position = fresh[-1].sequence
-                move_position(connection, NAME, position)
             return position
+
+    def _apply_all(self, session: Session, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        known = _known(session, messages)
+        entries = []
+        for message in messages:
+            heard = message.kind in self._hears
+            # The same event again, sent twice or put back after it was parked, has had its effect.
+            applied = heard and (message.kind, message.id) not in known and self._apply_one(session, message)
+            if applied:
+                known.add((message.kind, message.id))
+            if heard or (self._keeps_the_rest and message.kind not in BY_KIND):
+                entries.append(_entry(message, applied=applied))
+        # In a statement each for the whole batch: a row at a time through the mapper costs as much as the effects.
+        session.flush()
+        connection = session.connection()
+        keep_heads(connection, {message.key: message.sequence for message in messages if is_name(message.key)})
+        if entries:
+            connection.execute(insert(JournalEntry), entries)
+        move_position(connection, NAME, messages[-1].sequence)
 
     def _apply_one(self, session: Session, message: Message) -> bool:
         """Change the tables by one message; return whether it was an event that does."""
-        if message.kind not in self._hears:
-            return False
         try:
             event = message.event
         except PermanentError as error:
-            # Whoever hears it sets it aside with this reason; the tables only have to get past it.
+            # Whoever hears it parks it with this reason; the tables only have to get past it.
             logger.info("event %s at %d changes no table: %s", message.id, message.sequence, error)
             return False
+        if isinstance(event, MessageParked | MessageRedriven):
+            _keep_parked(session, event, message)
         self._evolve(session, event, message)
         return True
 
@@ -134,7 +319,30 @@ class Projection:
         telemetry.PROJECTED.labels(NAME).set(sequence)
 
 
-def _entry(message: Message) -> dict[str, Any]:
+def _known(session: Session, messages: Sequence[Message]) -> set[tuple[str, str]]:
+    """Return kind and id of those messages whose event was applied before."""
+    query = select(JournalEntry.kind, JournalEntry.event_id)
+    ids = {message.id for message in messages}
+    found = session.exec(query.where(col(JournalEntry.event_id).in_(ids), col(JournalEntry.applied)))
+    return set(found.all())
+
+
+def _keep_parked(session: Session, event: MessageParked | MessageRedriven, message: Message) -> None:
+    if isinstance(event, MessageParked):
+        row = Parked(
+            consumer=event.consumer,
+            stream=event.stream,
+            sequence=event.sequence,
+            event=event.event,
+            reason=event.reason,
+            time=message.time,
+        )
+        session.merge(row)
+    elif letter := session.get(Parked, (event.consumer, event.stream, event.sequence)):
+        session.delete(letter)
+
+
+def _entry(message: Message, *, applied: bool) -> dict[str, Any]:
     return {
         "sequence": message.sequence,
         "event_id": message.id,
@@ -143,7 +351,15 @@ def _entry(message: Message) -> dict[str, Any]:
         "time": message.time,
         "headers": json.dumps(dict(message.headers)),
         "body": message.body,
+        "applied": applied,
     }
+
+
+def as_message(entry: JournalEntry) -> Message:
+    """Return a message of the log as the journal keeps it."""
+    return Message.of(
+        subject(entry.kind, entry.key), json.loads(entry.headers), entry.body, entry.sequence, utc(entry.time)
+    )
 
 
 def head(session: Session, key: str) -> int:
@@ -153,6 +369,21 @@ def head(session: Session, key: str) -> int:
 
 
 def recorded(session: Session, event_id: str) -> JournalEntry | None:
-    """Return the applied event with this id, the first if it was heard twice."""
-    query = select(JournalEntry).where(JournalEntry.event_id == event_id).order_by(col(JournalEntry.sequence))
-    return session.exec(query).first()
+    """Return the applied event with this id."""
+    query = select(JournalEntry).where(JournalEntry.event_id == event_id, col(JournalEntry.applied))
+    return session.exec(query.order_by(col(JournalEntry.sequence))).first()
+
+
+def parked(session: Session, service: str) -> Sequence[Parked]:
+    """Return what the consumers of a service have parked, oldest first."""
+    query = select(Parked).where(col(Parked.consumer).startswith(f"{service}-"))
+    return session.exec(query.order_by(col(Parked.time))).all()
+
+
+def hops(session: Session, event_id: str) -> int | None:
+    """Return how many reactions lie between an event and what came from outside; None if the event is not known."""
+    entry = recorded(session, event_id)
+    if entry is None:
+        return None
+    text = json.loads(entry.headers).get("ce-hops", "0")
+    return int(text) if text.isdigit() else 0

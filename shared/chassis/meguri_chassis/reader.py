@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from nats.aio.msg import Msg
@@ -26,10 +26,22 @@ INACTIVE_THRESHOLD = 60.0
 
 
 class Reader:
-    """Follows `subjects` of a stream. Survives the broker: after any error it begins again where it was."""
+    """Follows `subjects` of a stream. Survives the broker: after any error it begins again where it was.
 
-    def __init__(self, js: Callable[[], JetStreamContext], stream: str, subjects: Sequence[str], name: str) -> None:
+    `before` is awaited each time it begins; what it raises as a NatsError keeps it from beginning, until it no longer does.
+    """
+
+    def __init__(
+        self,
+        js: Callable[[], JetStreamContext],
+        stream: str,
+        subjects: Sequence[str],
+        name: str,
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.jetstream = js
+        self._before = before
         self._stream = stream
         self._subjects = list(subjects)
         self._name = name
@@ -39,26 +51,28 @@ class Reader:
         """Begin again at the present position: after a reconnect, when the lingering request may be lost."""
         self._moved.set()
 
-    async def after(self, position: Callable[[], int]) -> AsyncIterator[list[Msg]]:
+    async def after(self, position: Callable[[], int]) -> AsyncGenerator[list[Msg], None]:
         """Yield batches in stream order, from the sequence after `position()` on, for ever."""
         while True:
-            config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=position() + 1)
-            async for batch in self._follow(config):
+            async for batch in self._follow(lambda: _from(position())):
                 yield batch
 
-    async def present_and_after(self) -> AsyncIterator[list[Msg]]:
+    async def present_and_after(self) -> AsyncGenerator[list[Msg], None]:
         """Yield the last message of every subject, then every later one; again from the present after an error."""
         while True:
-            async for batch in self._follow(ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT)):
+            async for batch in self._follow(lambda: ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT)):
                 yield batch
 
-    async def _follow(self, config: ConsumerConfig) -> AsyncIterator[list[Msg]]:
-        config.ack_policy = AckPolicy.NONE
-        config.filter_subjects = self._subjects
-        config.inactive_threshold = INACTIVE_THRESHOLD
-        config.mem_storage = True
+    async def _follow(self, configured: Callable[[], ConsumerConfig]) -> AsyncGenerator[list[Msg], None]:
         self._moved.clear()
         try:
+            if self._before:
+                await self._before()
+            config = configured()
+            config.ack_policy = AckPolicy.NONE
+            config.filter_subjects = self._subjects
+            config.inactive_threshold = INACTIVE_THRESHOLD
+            config.mem_storage = True
             subscription = await self.jetstream().pull_subscribe(self._subjects[0], stream=self._stream, config=config)
             delivered = 0
             try:
@@ -92,6 +106,10 @@ class Reader:
         finally:
             moved.cancel()
             fetching.cancel()
+
+
+def _from(position: int) -> ConsumerConfig:
+    return ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=position + 1)
 
 
 async def _what_there_is(subscription: JetStreamContext.PullSubscription) -> list[Msg]:

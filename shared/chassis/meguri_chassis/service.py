@@ -24,15 +24,16 @@ from nats.js.errors import APIError, NotFoundError
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from meguri_chassis import telemetry
+from meguri_chassis import recovery, telemetry
 from meguri_chassis.bus import Bus, Hearing
+from meguri_chassis.dead_letters import DeadLetters
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog
-from meguri_chassis.projection import Projection
+from meguri_chassis.projection import Projection, parked
 from meguri_chassis.reader import Reader
 from meguri_chassis.settings import ServiceSettings
 from meguri_chassis.store import Database
-from meguri_contracts.errors import Conflict, Malformed, MeguriError, NotFound, PermanentError, TooLarge
+from meguri_contracts.errors import Busy, Conflict, Malformed, MeguriError, NotFound, PermanentError, TooLarge
 from meguri_contracts.topology import LOG, STREAMS
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ STATUS: dict[type[MeguriError], int] = {
     TooLarge: 413,
     Malformed: 400,
     PermanentError: 422,
+    Busy: 429,
 }
 
 
@@ -73,6 +75,7 @@ class Service:
         self.database = database
         self.projection = projection
         self.log = EventLog(self.jetstream, f"meguri/{settings.service}")
+        self.dead_letters = DeadLetters(self.jetstream, self.log)
         self.decider = Decider(self.log, database, projection) if database and projection else None
         self.app = FastAPI(
             title=f"meguri {settings.service}",
@@ -96,6 +99,9 @@ class Service:
         """Further reasons not to be ready; each returns words for an operator, or None."""
         self.warnings: list[Callable[[], str | None]] = []
         """What an operator should look at although the replica works; likewise."""
+        if database and projection:
+            self.log.closed = lambda: projection.lost
+            self.app.include_router(recovery.routes(self.name, self.log, database, projection, self.jetstream))
         _add_health(self)
         _add_error_answers(self.app)
 
@@ -121,6 +127,10 @@ class Service:
         """Run a task that reads a stream, once the broker is there, for as long as the service lives."""
         self._readers.append(reader)
         self._at_start.append(run)
+
+    def follow_advisories(self) -> None:
+        """Park what the broker itself gives up on, for all services; one of them must."""
+        self._at_start.append(self.dead_letters.follow_advisories)
 
     def jetstream(self) -> JetStreamContext:
         """The broker's JetStream. Raises NatsError before the broker was reached."""
@@ -180,8 +190,13 @@ class Service:
             self._spawn(self.projection.run(self.jetstream))
         for run in self._at_start:
             self._spawn(run())
-        bus = Bus(self._hearings, decider=self.decider, continue_trace_max_age=self.settings.continue_trace_max_age)
-        bus.subscribe(broker, self.jetstream)
+        bus = Bus(
+            self._hearings,
+            dead_letters=self.dead_letters,
+            decider=self.decider,
+            continue_trace_max_age=self.settings.continue_trace_max_age,
+        )
+        bus.subscribe(broker)
         await self._until("its consumers", broker.start)
         self._waiting_for = None
         logger.info("ready on port %d", self.settings.port)
@@ -277,6 +292,21 @@ class Service:
         stopping = "the service is stopping" if self._stopping else None
         return [reason for reason in (lost, waiting, stopping, trouble, *(ask() for ask in self.reasons)) if reason]
 
+    def what_to_look_at(self) -> list[str]:
+        """What an operator should look at although this replica works."""
+        return [*self._parked(), *(found for ask in self.warnings if (found := ask()))]
+
+    def _parked(self) -> list[str]:
+        if self.database is None or self._waiting_for == "the start":
+            return []
+        try:
+            with self.database.read() as session:
+                letters = parked(session, self.name)
+        except MeguriError as error:
+            return [str(error)]
+        telemetry.DEAD_LETTERS.set(len(letters))
+        return [f"{len(letters)} parked since {letters[0].time:%Y-%m-%d %H:%M}: see `meguri dead`"] if letters else []
+
 
 def _die_with_it(task: asyncio.Task[None]) -> None:
     """A task that must run for ever has failed: say why and end the process, so that it is started again."""
@@ -295,7 +325,7 @@ def _add_health(service: Service) -> None:
     @service.app.get("/health/ready", tags=["health"])
     async def ready() -> Response:
         """200 when this replica can work, 503 with the reasons when not; warnings are of what it works without."""
-        reasons, warnings = service.not_ready(), [found for ask in service.warnings if (found := ask())]
+        reasons, warnings = service.not_ready(), await asyncio.to_thread(service.what_to_look_at)
         return JSONResponse({"ready": not reasons, "reasons": reasons, "warnings": warnings}, 503 if reasons else 200)
 
     @service.app.get("/metrics", tags=["health"])
@@ -310,7 +340,8 @@ def _add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(MeguriError)
     async def on_error(_: Request, error: MeguriError) -> JSONResponse:
         status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 503)
-        headers = {"Retry-After": "1"} if status == 503 else None
+        seconds = error.seconds if isinstance(error, Busy) else 1
+        headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
         return JSONResponse({"error": str(error)}, status, headers)
 
     @app.exception_handler(NatsError)

@@ -12,7 +12,7 @@ from alembic import command, op
 from alembic.config import Config
 from psycopg.abc import Buffer
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import BigInteger, Column, DateTime, Engine, LargeBinary, event, exc, select
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Engine, LargeBinary, event, exc, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, create_engine
 from sqlmodel.sql.sqltypes import AutoString
@@ -53,17 +53,32 @@ class Head(SQLModel, table=True):
 
 
 class JournalEntry(SQLModel, table=True):
-    """An applied event, verbatim."""
+    """A message of the log that this service hears, verbatim, so that a lost log can be made again."""
 
     __tablename__ = "log_journal"
 
     sequence: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
     event_id: str = Field(index=True)
-    kind: str = Field(index=True)
+    kind: str
     key: str
     time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     headers: str
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    applied: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=sqlalchemy.true()))
+    """Whether it changed the tables: not one that cannot be read, nor one that was heard before."""
+
+
+class Parked(SQLModel, table=True):
+    """A message that a consumer could not handle and nobody sent back yet."""
+
+    __tablename__ = "log_parked"
+
+    consumer: str = Field(primary_key=True)
+    stream: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    event: str
+    reason: str
+    time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 def create_log_tables() -> None:
@@ -86,6 +101,22 @@ def create_log_tables() -> None:
     )
     op.create_index("ix_log_journal_event_id", "log_journal", ["event_id"])
     op.create_index("ix_log_journal_kind", "log_journal", ["kind"])
+
+
+def keep_whole_journal() -> None:
+    """Journal what was not applied, and keep what is parked; a later migration of each service calls it."""
+    # A kind that nobody knows can be longer than what an index takes.
+    op.drop_index("ix_log_journal_kind", "log_journal")
+    op.add_column("log_journal", Column("applied", Boolean, nullable=False, server_default=sqlalchemy.true()))
+    op.create_table(
+        "log_parked",
+        Column("consumer", AutoString(), primary_key=True),
+        Column("stream", AutoString(), primary_key=True),
+        Column("sequence", BIG, primary_key=True, autoincrement=False),
+        Column("event", AutoString(), nullable=False),
+        Column("reason", AutoString(), nullable=False),
+        Column("time", DateTime(timezone=True), nullable=False),
+    )
 
 
 def locked_position(session: Session, name: str) -> int:
@@ -145,10 +176,16 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that writes: committed at the end, rolled back on an error, one writer at a time on SQLite."""
-        with _translated(), Session(self.engine, expire_on_commit=False) as session:
-            session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
+        with _translated(), self.open_writer() as session:
             yield session
             session.commit()
+
+    def open_writer(self) -> Session:
+        """A session that writes over several steps; whoever opens it commits and closes it. Undone if it is only closed."""
+        with _translated():
+            session = Session(self.engine, expire_on_commit=False)
+            session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
+            return session
 
     def migrate(self) -> None:
         """Bring the tables up to date. Replicas that start together wait for each other."""

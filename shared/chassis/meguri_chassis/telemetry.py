@@ -35,6 +35,7 @@ APPENDED = Counter("meguri_events_appended", "Events appended to the log.", ["ki
 HANDLED = Counter("meguri_messages_handled", "Messages that left a consumer.", ["consumer", "kind", "result"])
 HANDLING = Histogram("meguri_handling_seconds", "From delivery to acknowledgement.", ["consumer", "kind"])
 PARKED = Counter("meguri_messages_parked", "Messages set aside as dead letters: look at them.", ["consumer"])
+DEAD_LETTERS = Gauge("meguri_dead_letters", "Messages that are parked until somebody sends them back.")
 PROJECTED = Gauge("meguri_projection_sequence", "Last stream sequence that the tables contain.", ["projection"])
 READ_ERRORS = Counter("meguri_read_errors", "Reads of a stream that failed and are tried again.", ["reader"])
 

@@ -9,7 +9,7 @@ import nats
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
 from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, Consumer, Stream
@@ -77,6 +77,7 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Provis
         duplicate_window=stream.duplicate_window,
         num_replicas=replicas,
         deny_delete=stream.name == LOG,
+        discard=DiscardPolicy.NEW if stream.keeps else DiscardPolicy.OLD,
     )
     try:
         have = (await js.stream_info(stream.name)).config
@@ -93,21 +94,21 @@ async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:
     config = ConsumerConfig(
         durable_name=consumer.name,
         name=consumer.name,
-        filter_subjects=list(consumer.subjects),
+        filter_subjects=list(consumer.subjects) if consumer.hears else None,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=consumer.ack_wait,
         max_ack_pending=consumer.max_ack_pending,
         max_deliver=-1,
     )
     try:
-        have = (await js.consumer_info(LOG, consumer.name)).config
+        have = (await js.consumer_info(consumer.stream, consumer.name)).config
     except NotFoundError:
-        await js.add_consumer(LOG, config)
+        await js.add_consumer(consumer.stream, config)
         return Provisioned("consumer", consumer.name, "created")
-    subjects = set(have.filter_subjects or [have.filter_subject])
-    same = subjects == set(consumer.subjects) and all(
+    subjects = set(have.filter_subjects or filter(None, [have.filter_subject]))
+    same = subjects == set(config.filter_subjects or []) and all(
         getattr(have, name) == getattr(config, name) for name in ("ack_wait", "max_ack_pending", "max_deliver")
     )
     if not same:
-        await js.add_consumer(LOG, config)
+        await js.add_consumer(consumer.stream, config)
     return Provisioned("consumer", consumer.name, "kept" if same else "updated")

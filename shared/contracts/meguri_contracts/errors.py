@@ -5,9 +5,11 @@ MeguriError
 │   ├── NotFound        404
 │   ├── Invalid         422
 │   │   └── Malformed   the message itself cannot be read
+│   │       └── Newer   it is of a version that is not known here yet
 │   ├── Conflict        409
 │   └── TooLarge        413
 └── TemporaryError      trying again later can help: the message comes back, HTTP answers 503
+    └── Busy            more is coming in than can be dealt with: HTTP answers 429
 
 An error knows neither NATS nor HTTP; `bus.py` and `service.py` of the chassis translate.
 """
@@ -33,6 +35,10 @@ class Malformed(Invalid):
     """A message that cannot be read as the event that its subject names."""
 
 
+class Newer(Malformed):
+    """An event of a newer version of its type than this process knows."""
+
+
 class Conflict(PermanentError):
     """The input is fine, but the present state forbids it."""
 
@@ -43,3 +49,11 @@ class TooLarge(PermanentError):
 
 class TemporaryError(MeguriError):
     """The same input may succeed later: something outside of it is not ready."""
+
+
+class Busy(TemporaryError):
+    """More comes in than can be dealt with; whoever sends should wait `seconds` and try again."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds

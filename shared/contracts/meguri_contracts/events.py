@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meguri_contracts.names import DatasetName, EpisodeId, EventId, ModelName, RunId
+from meguri_contracts.names import ConsumerName, DatasetName, EpisodeId, EventId, ModelName, RunId
 from meguri_contracts.spec import ModelSpec
 
 
@@ -18,7 +18,7 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
     type: ClassVar[str]
-    key_field: ClassVar[Literal["dataset", "model"]]
+    key_field: ClassVar[Literal["dataset", "model", "consumer"]]
 
     @property
     def key(self) -> str:
@@ -38,6 +38,10 @@ class Event(BaseModel):
     def starts_trace(self) -> bool:
         """Whether what follows is a new trace, linked to the causes, instead of a part of one cause's trace."""
         return len(self.causes) > 1
+
+    def hops(self, cause: int) -> int:
+        """How many reactions lie between this event and what came from outside, if `cause` lie before what caused it."""
+        return cause + 1
 
     @classmethod
     def kind(cls) -> str:
@@ -154,6 +158,8 @@ class Trigger(Part):
     event: EventId
     kind: str
     """Of the event: `data-committed`, `drift-detected`, `training-requested`, `spec-applied`."""
+    hops: int = Field(default=0, ge=0)
+    """Of the event: how many reactions lie between it and what came from outside."""
 
 
 class TrainingStarted(Event):
@@ -181,6 +187,10 @@ class TrainingStarted(Event):
     @property
     def starts_trace(self) -> bool:
         return len(self.triggers) > 1 or any(trigger.kind == "drift-detected" for trigger in self.triggers)
+
+    def hops(self, cause: int) -> int:
+        # What is fresh among the triggers makes the run a reaction to something new.
+        return min((trigger.hops for trigger in self.triggers), default=cause) + 1
 
 
 class Artifact(Part):
@@ -267,6 +277,36 @@ class TrainingFailed(Event):
     model: ModelName
     run: RunId
     reason: str
+
+
+class Link(Part):
+    """An event in a chain of causes."""
+
+    event: EventId
+    kind: str
+    sequence: int
+    """In the log."""
+
+
+class LoopBroken(Event):
+    """A run was due only because of what earlier runs led to, over and over; it was not started, and its triggers are dropped.
+
+    New data or `meguri train` begin again. `chain` are the causes, the latest first, as far back as they were followed.
+    """
+
+    type = "meguri.loop-broken.v1"
+    key_field = "model"
+
+    model: ModelName
+    triggers: tuple[Trigger, ...]
+    limit: int
+    """Reactions that may lie between a trigger and what came from outside."""
+    chain: tuple[Link, ...]
+    reason: str
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        return tuple(trigger.event for trigger in self.triggers)
 
 
 # --- registry -------------------------------------------------------------------------------------------------------
@@ -407,6 +447,50 @@ class EpisodeResolved(Event):
     reason: str
 
 
+# --- operation ------------------------------------------------------------------------------------------------------
+
+
+class MessageParked(Event):
+    """A message could not be handled by a consumer and is kept as a dead letter until somebody sends it back."""
+
+    type = "meguri.message-parked.v1"
+    key_field = "consumer"
+
+    consumer: ConsumerName
+    stream: str
+    """Where the message is, at `sequence`."""
+    sequence: int
+    subject: str
+    event: str
+    """Id of the event; of a message that is none, its place."""
+    producer: str
+    deliveries: int
+    reason: str
+
+    @property
+    def identity(self) -> str:
+        return f"{self.stream}-{self.sequence}"
+
+
+class MessageRedriven(Event):
+    """Somebody sent a dead letter back to where it came from, repaired or as it was."""
+
+    type = "meguri.message-redriven.v1"
+    key_field = "consumer"
+
+    consumer: ConsumerName
+    stream: str
+    sequence: int
+    """Of the message that was parked."""
+    event: str
+    edited: bool
+    actor: str
+
+    @property
+    def identity(self) -> str:
+        return f"{self.stream}-{self.sequence}"
+
+
 TrainingStarted.model_rebuild()
 
 EVENTS: tuple[type[Event], ...] = (
@@ -418,6 +502,7 @@ EVENTS: tuple[type[Event], ...] = (
     TrainingStarted,
     ModelTrained,
     TrainingFailed,
+    LoopBroken,
     ModelRegistered,
     PromotionRejected,
     ApprovalRequested,
@@ -425,6 +510,8 @@ EVENTS: tuple[type[Event], ...] = (
     ModelLoaded,
     DriftDetected,
     EpisodeResolved,
+    MessageParked,
+    MessageRedriven,
 )
 BY_TYPE: dict[str, type[Event]] = {event.type: event for event in EVENTS}
 BY_KIND: dict[str, type[Event]] = {event.kind(): event for event in EVENTS}

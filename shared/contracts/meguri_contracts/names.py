@@ -1,4 +1,4 @@
-"""Names and ids: what a dataset or model may be called, and how an event's id follows from its cause."""
+"""Names and ids: what a dataset, a model or a consumer may be called, and how an event's id follows from its cause."""
 
 import re
 from typing import Annotated
@@ -9,6 +9,7 @@ from pydantic import StringConstraints
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 DatasetName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+ConsumerName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 MAX_ID_LENGTH = 256
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]

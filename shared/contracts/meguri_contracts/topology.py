@@ -11,10 +11,12 @@ from meguri_contracts.events import Event
 LOG = "MEGURI"
 PREDICTIONS = "PREDICTIONS"
 DEAD = "DEAD"
+ADVISORIES = "ADVISORIES"
 
 EVENT_PREFIX = "meguri.events"
 PREDICTION_PREFIX = "meguri.predictions"
 DEAD_PREFIX = "meguri.dead"
+ADVISORY_PREFIX = "$JS.EVENT.ADVISORY.CONSUMER"
 
 MAX_INLINE_BYTES = 1024 * 1024
 """Largest body of an event that is worked on. The broker takes more, so that a refusal can be said and kept."""
@@ -22,25 +24,40 @@ MAX_INLINE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Stream:
-    """A JetStream stream. Times in seconds; 0 is for ever; `max_bytes` -1 is no limit."""
+    """A JetStream stream. Times in seconds; 0 is for ever; `max_bytes` -1 is no limit.
+
+    `keeps` says what happens at the limit: what is there is kept and what comes refused, or the oldest makes room.
+    """
 
     name: str
     subjects: tuple[str, ...]
     max_age: float = 0
     max_bytes: int = -1
     duplicate_window: float = 3600
+    keeps: bool = False
 
 
 STREAMS = (
-    Stream(LOG, (f"{EVENT_PREFIX}.>",)),
+    Stream(LOG, (f"{EVENT_PREFIX}.>",), keeps=True),
     Stream(PREDICTIONS, (f"{PREDICTION_PREFIX}.*",), max_age=7 * 86400, max_bytes=8 * 1024**3, duplicate_window=120),
-    Stream(DEAD, (f"{DEAD_PREFIX}.*",)),
+    Stream(DEAD, (f"{DEAD_PREFIX}.>",), keeps=True),
+    # What the broker itself gives up on: it moves no message, it only says so.
+    Stream(
+        ADVISORIES,
+        (f"{ADVISORY_PREFIX}.MAX_DELIVERIES.>", f"{ADVISORY_PREFIX}.MSG_TERMINATED.>"),
+        max_age=30 * 86400,
+        max_bytes=64 * 1024**2,
+        duplicate_window=120,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A durable pull consumer of the log: one per service and handler, shared by all replicas."""
+    """A durable pull consumer of the log: one per service and handler, shared by all replicas.
+
+    One of another `stream` hears no events, but everything there.
+    """
 
     name: str
     hears: tuple[type[Event], ...]
@@ -48,10 +65,11 @@ class Consumer:
     """Seconds without a sign of life after which another replica gets the message."""
     max_ack_pending: int = 1000
     """Messages in hand of all replicas together."""
+    stream: str = LOG
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        return tuple(f"{EVENT_PREFIX}.{event.kind()}.>" for event in self.hears)
+        return tuple(f"{EVENT_PREFIX}.{event.kind()}.>" for event in self.hears) or (">",)
 
 
 INGEST_ARRIVALS = Consumer("ingest-arrivals", (e.DataArrived,))
@@ -71,8 +89,18 @@ TRAINING_TRIGGERS = Consumer(
 TRAINING_FITS = Consumer("training-fits", (e.TrainingStarted,), ack_wait=10, max_ack_pending=16)
 REGISTRY_JUDGE = Consumer("registry-judge", (e.ModelTrained,))
 MONITORING_ROLLOUTS = Consumer("monitoring-rollouts", (e.RolloutChanged,))
+MONITORING_ADVISORIES = Consumer("monitoring-advisories", (), stream=ADVISORIES)
 
-CONSUMERS = (INGEST_ARRIVALS, TRAINING_TRIGGERS, TRAINING_FITS, REGISTRY_JUDGE, MONITORING_ROLLOUTS)
+CONSUMERS = (
+    INGEST_ARRIVALS,
+    TRAINING_TRIGGERS,
+    TRAINING_FITS,
+    REGISTRY_JUDGE,
+    MONITORING_ROLLOUTS,
+    MONITORING_ADVISORIES,
+)
+
+EVERY_SERVICE, OPERATOR = "every service", "operator"
 
 SAID_BY: dict[type[Event], str] = {
     e.DataArrived: "upstream",
@@ -83,6 +111,7 @@ SAID_BY: dict[type[Event], str] = {
     e.TrainingStarted: "training",
     e.ModelTrained: "training",
     e.TrainingFailed: "training",
+    e.LoopBroken: "training",
     e.ModelRegistered: "registry",
     e.PromotionRejected: "registry",
     e.ApprovalRequested: "registry",
@@ -90,6 +119,8 @@ SAID_BY: dict[type[Event], str] = {
     e.ModelLoaded: "inference",
     e.DriftDetected: "monitoring",
     e.EpisodeResolved: "monitoring",
+    e.MessageParked: EVERY_SERVICE,
+    e.MessageRedriven: OPERATOR,
 }
 
 PORTS = {"console": 8000, "ingest": 8001, "training": 8002, "registry": 8003, "inference": 8004, "monitoring": 8005}
@@ -98,6 +129,11 @@ PORTS = {"console": 8000, "ingest": 8001, "training": 8002, "registry": 8003, "i
 def subject(kind: str, key: str) -> str:
     """Return the subject of an event: `meguri.events.<kind>.<key>`."""
     return f"{EVENT_PREFIX}.{kind}.{key}"
+
+
+def dead_subject(consumer: str, stream: str, sequence: int) -> str:
+    """Return the subject of the dead letter that `consumer` made of a message: one place for each, for ever."""
+    return f"{DEAD_PREFIX}.{consumer}.{stream}.{sequence}"
 
 
 def key_subjects(key: str) -> str:

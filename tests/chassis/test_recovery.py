@@ -1,0 +1,155 @@
+"""Tables are made again from the log, to the last bit, and nobody sees half of it."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import delete, update
+
+from meguri_chassis.projection import Incomplete, Rebuilding
+from meguri_chassis.store import Head, JournalEntry, Position
+from meguri_contracts.events import ModelRegistered, TrainingRequested
+from meguri_contracts.topology import LOG
+from tests.chassis.toy import HEARS, Tally, Toy, toy
+from tests.conftest import Broker, until
+from tests.services import Wire, name, wire
+
+
+@pytest.fixture
+async def own(own_broker: Broker):
+    async with wire(own_broker) as own:
+        yield own
+
+
+async def fill(own: Wire, models: int = 3, versions: int = 40) -> int:
+    """Say some events, among them one twice and some that cannot be read; returns the last sequence."""
+    names = [name("m") for _ in range(models)]
+    for model in names:
+        for version in range(1, versions + 1):
+            await own.say(ModelRegistered(model=model, version=version, run=f"run-{version}"))
+        await own.publish("training-requested", model, b"not JSON")
+        await own.publish("drift-detected", model, b"{}")
+        for _ in range(2):
+            await own.publish(
+                "training-requested", model, b'{"reason": "r", "actor": "a"}', {"ce-id": f"{model}-again"}
+            )
+    return await own.say(TrainingRequested(model=names[0], reason="last", actor="test"))
+
+
+async def rebuilt(replica: Toy, own: Wire, **how) -> Rebuilding:
+    async for step in replica.projection.rebuild(lambda: own.js, **how):
+        last = step
+    return last
+
+
+async def test_tables_that_are_made_again_have_the_digest_that_they_had(database_url, own):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        before = await replica.projection.state()
+        step = await rebuilt(replica, own)
+
+        assert (last, step.before) == before
+        assert step.after == step.before
+        assert await replica.projection.state() == before
+        assert {"toy_tally", "log_head", "log_parked", "log_journal"} == set(step.after)
+
+
+async def test_what_was_spoilt_by_hand_is_put_right_and_the_digests_tell(database_url, own):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        right = (await replica.projection.state())[1]
+        with replica.database.write() as session:
+            session.connection().execute(update(Tally).values(version=99))
+
+        looked = await rebuilt(replica, own, keep=False)
+        assert [table for table in right if looked.before[table] != looked.after[table]] == ["toy_tally"]
+        assert (await replica.projection.state())[1] == looked.before, "looking changes nothing"
+
+        assert (await rebuilt(replica, own)).after == right
+        assert (await replica.projection.state())[1] == right
+
+
+async def test_both_databases_have_the_same_digest(own, postgres, tmp_path, request):
+    last = await fill(own)
+    digests = []
+    for url in (f"sqlite:///{tmp_path}/one.db", f"{postgres}/postgres"):
+        async with toy(url, own.js) as replica:
+            await replica.projection.reached(last)
+            digests.append(await replica.projection.state())
+
+    assert digests[0] == digests[1]
+
+
+async def test_a_rebuild_that_is_left_early_changes_nothing_and_the_projection_goes_on(database_url, own):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        before = await replica.projection.state()
+        rebuilding = replica.projection.rebuild(lambda: own.js)
+        await anext(rebuilding)
+        await anext(rebuilding)
+        await rebuilding.aclose()
+
+        assert await replica.projection.state() == before
+        await replica.projection.reached(await own.say(TrainingRequested(model="m", reason="after", actor="test")))
+
+
+async def test_others_see_the_old_tables_until_the_new_ones_are_whole(database_url, own):
+    last = await fill(own)
+    async with toy(database_url, own.js) as one, toy(database_url, own.js) as other:
+        await one.projection.reached(last)
+        before = await other.projection.state()
+        rebuilding = one.projection.rebuild(lambda: own.js)
+        await anext(rebuilding)
+        during = await other.projection.state()
+        later = await own.say(TrainingRequested(model="m", reason="meanwhile", actor="test"))
+        async for _ in rebuilding:
+            pass
+        await asyncio.gather(one.projection.reached(later), other.projection.reached(later))
+
+        assert during == before
+        assert one.tally("m").applied == 1
+
+
+async def test_a_replica_whose_tables_are_wiped_while_it_runs_makes_them_again(database_url, own):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        before = await replica.projection.state()
+        with replica.database.write() as session:
+            for table in (Tally, Head, JournalEntry, Position):
+                session.connection().execute(delete(table))
+        # The next event tells it.
+        after = await own.say(TrainingRequested(model=name("m"), reason="next", actor="test"))
+        await until(lambda: replica.projection.position >= after)
+        step = await rebuilt(replica, own, until=last, keep=False)
+
+        assert (last, step.after) == before
+
+
+async def test_a_lost_log_stops_everything_until_it_is_back(own, own_broker, database_url):
+    last = await fill(own)
+    stream = (await own.js.stream_info(LOG)).config
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+    # What the operator must not do, and a lost disk does.
+    await own.js.delete_stream(LOG)
+    stream.deny_delete = None
+    await own.js.add_stream(stream)
+    async with toy(database_url, own.js) as replica:
+        lost = await until(lambda: replica.projection.lost, "the loss")
+        assert f"the log ends at 0, but the tables contain it up to {last}" in lost
+        assert replica.projection.trouble == lost
+        with pytest.raises(Incomplete, match="restore-log"):
+            await rebuilt(replica, own)
+
+        for _ in range(last):
+            await own.publish("training-requested", "m", b'{"reason": "r", "actor": "a"}')
+        await until(lambda: replica.projection.lost is None, "the return of the log")
+        await replica.projection.reached(await own.say(TrainingRequested(model="m", reason="new", actor="test")))
+        assert replica.tally("m").last == "new"
+
+
+def test_the_toy_hears_what_the_tests_rest_on():
+    assert set(HEARS) == {ModelRegistered, TrainingRequested}
