@@ -22,6 +22,6 @@ def build(settings: Settings | None = None) -> Service:
         database=database,
         projection=Projection(database, projection.evolve, projection.HEARS, store.TABLES),
     )
-    service.hear(Hearing(REGISTRY_JUDGE, [handlers.judge]))
+    service.hear(Hearing(REGISTRY_JUDGE, [handlers.judge], together=16))
     service.app.include_router(api.routes(service))
     return service

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class Hearing:
     """A durable consumer and who handles what it delivers, each kind by the one handler marked with it.
 
     `refuse` answers a message that cannot be read or whose handler raised a PermanentError, or raises it again; without it
-    such a message is parked as a dead letter. Messages are handled one after the other, in log order, unless handlers that
-    act may have several `together` in hand.
+    such a message is parked as a dead letter. Up to `together` messages are in hand at a time; handlers that decide see those
+    of one key one after the other, in log order.
     """
 
     consumer: Consumer
@@ -65,6 +66,26 @@ class Hearing:
 
     def handler(self, event: Event) -> Callable[..., Any]:
         return next(handler for handler in self.handlers if type(event) in handler.hears)  # type: ignore[attr-defined]
+
+
+class _Keys:
+    """Lets those who come for one key go one after the other, first come first served."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._coming: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def alone(self, key: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        self._coming[key] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._coming[key] -= 1
+            if not self._coming[key]:
+                del self._locks[key], self._coming[key]
 
 
 class Bus:
@@ -82,6 +103,7 @@ class Bus:
         self._dead_letters = dead_letters
         self._decider = decider
         self._max_age = continue_trace_max_age
+        self._keys = _Keys()
 
     def subscribe(self, broker: NatsBroker) -> None:
         """Bind every hearing to its durable consumer; the broker delivers from its start on."""
@@ -153,13 +175,14 @@ class Bus:
     async def _carry_out(self, handler: Callable[..., Any], event: Event, message: Message) -> None:
         if self._decider is None:
             raise TypeError(f"{handler} decides, but the service has no tables to decide on")
-        await self._decider.carry_out(
-            lambda session: handler(event, session),
-            cause=message.id,
-            journey=message.journey,
-            after=message.sequence,
-            hops=message.hops,
-        )
+        async with self._keys.alone(message.key):
+            await self._decider.carry_out(
+                lambda session: handler(event, session),
+                cause=message.id,
+                journey=message.journey,
+                after=message.sequence,
+                hops=message.hops,
+            )
 
     async def _answer_failure(self, hearing: Hearing, msg: Msg, message: Message, error: Exception) -> str:
         patient = isinstance(error, TemporaryError | NatsError)

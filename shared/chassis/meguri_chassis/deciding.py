@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlmodel import Session
 
 from meguri_chassis.log import EventLog, MovedOn
-from meguri_chassis.projection import Projection, head, recorded
+from meguri_chassis.projection import Projection, head, recorded, recorded_of
 from meguri_chassis.store import Database
 from meguri_contracts.events import Event
 from meguri_contracts.names import derived_id
@@ -65,10 +65,13 @@ class Decider:
 
     def _decide(self, decide: Decide, cause: str) -> list[_Decided]:
         with self._database.read() as session:
+            said = {derived_id(cause, event.type, event.key, event.identity): event for event in decide(session)}
+            done = recorded_of(session, list(said))
+            heads = {event.key: head(session, event.key) for event in said.values()}
             return [
-                _Decided(event, id_, head(session, event.key), _contexts(session, event))
-                for event in decide(session)
-                if not recorded(session, id_ := derived_id(cause, event.type, event.key, event.identity))
+                _Decided(event, id_, heads[event.key], _contexts(session, event))
+                for id_, event in said.items()
+                if id_ not in done
             ]
 
     async def _append(self, decided: Sequence[_Decided], cause: str, journey: str, hops: int) -> None:

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
-from sqlalchemy import delete, insert
+from sqlalchemy import bindparam, delete, insert
 from sqlmodel import Session, SQLModel, col, select
 
 from meguri_chassis import telemetry
@@ -30,7 +30,10 @@ from meguri_chassis.store import (
     JournalEntry,
     Parked,
     Position,
+    Writer,
+    count_rebuild,
     keep_heads,
+    locked,
     locked_position,
     move_position,
     utc,
@@ -52,6 +55,13 @@ PAUSE_WITHOUT_LOG = 1.0
 NAME = "log"
 KEPT: tuple[type[Event], ...] = (MessageParked, MessageRedriven)
 """Events that every service knows what to do with."""
+
+
+_HEAD = select(Head.sequence).where(col(Head.key) == bindparam("key"))
+_JOURNAL = insert(JournalEntry)
+_APPLIED = select(JournalEntry.kind, JournalEntry.event_id).where(
+    col(JournalEntry.event_id).in_(bindparam("ids", expanding=True)), col(JournalEntry.applied)
+)
 
 
 class Behind(TemporaryError):
@@ -105,6 +115,8 @@ class Projection:
         self._hears = {event.kind() for event in (*hears, *KEPT)}
         self._tables: Sequence[type[SQLModel]] = (*tables, Head, Parked, JournalEntry)
         self._keeps_the_rest = keeps_the_rest
+        self._writer = Writer(database)
+        self._written: tuple[int, int] | None = None
         self._position = 0
         self._read = 0
         self._passed = asyncio.Condition()
@@ -173,7 +185,7 @@ class Projection:
                     yield Rebuilding(position, end, before)
                 after = await asyncio.to_thread(digest, session, self._tables)
                 if keep:
-                    await asyncio.to_thread(session.commit)
+                    await asyncio.to_thread(_commit, session)
                 yield Rebuilding(end, end, before, after)
             finally:
                 await asyncio.to_thread(session.close)
@@ -264,14 +276,18 @@ class Projection:
 
     def _apply_in_one_transaction(self, batch: Sequence[Msg]) -> int:
         messages = [Message.read(msg) for msg in batch]
-        with self._database.write() as session:
-            position = locked_position(session, NAME)
+        with self._writer.transaction() as session:
+            position, rebuilt = locked(session, NAME)
+            if (position, rebuilt) != self._written:
+                # Another replica was here.
+                self._writer.forget()
             if position < self._read:
                 raise _Rewound(position)
             if fresh := [message for message in messages if message.sequence > position]:
                 self._apply_all(session, fresh)
                 position = fresh[-1].sequence
-            return position
+        self._written = position, rebuilt
+        return position
 
     def _apply_all(self, session: Session, messages: Sequence[Message]) -> None:
         if not messages:
@@ -291,7 +307,7 @@ class Projection:
         connection = session.connection()
         keep_heads(connection, {message.key: message.sequence for message in messages if is_name(message.key)})
         if entries:
-            connection.execute(insert(JournalEntry), entries)
+            connection.execute(_JOURNAL, entries)
         move_position(connection, NAME, messages[-1].sequence)
 
     def _apply_one(self, session: Session, message: Message) -> bool:
@@ -319,12 +335,15 @@ class Projection:
         telemetry.PROJECTED.labels(NAME).set(sequence)
 
 
+def _commit(session: Session) -> None:
+    count_rebuild(session.connection(), NAME)
+    session.commit()
+
+
 def _known(session: Session, messages: Sequence[Message]) -> set[tuple[str, str]]:
     """Return kind and id of those messages whose event was applied before."""
-    query = select(JournalEntry.kind, JournalEntry.event_id)
     ids = {message.id for message in messages}
-    found = session.exec(query.where(col(JournalEntry.event_id).in_(ids), col(JournalEntry.applied)))
-    return set(found.all())
+    return set(session.connection().execute(_APPLIED, {"ids": list(ids)}).tuples())
 
 
 def _keep_parked(session: Session, event: MessageParked | MessageRedriven, message: Message) -> None:
@@ -364,8 +383,13 @@ def as_message(entry: JournalEntry) -> Message:
 
 def head(session: Session, key: str) -> int:
     """Return the last sequence of any event of a key; 0 when there is none."""
-    row = session.get(Head, key)
-    return row.sequence if row else 0
+    return session.connection().execute(_HEAD, {"key": key}).scalar_one_or_none() or 0
+
+
+def recorded_of(session: Session, event_ids: Sequence[str]) -> set[str]:
+    """Return those of the ids whose event was applied."""
+    found = session.connection().execute(_APPLIED, {"ids": event_ids}) if event_ids else ()
+    return {id_ for _, id_ in found}
 
 
 def recorded(session: Session, event_id: str) -> JournalEntry | None:

@@ -1,8 +1,10 @@
 """A service's own database: SQLite or PostgreSQL with the same code, migrated at start, written by its projection only."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from alembic import command, op
 from alembic.config import Config
 from psycopg.abc import Buffer
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Engine, LargeBinary, event, exc, select
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Engine, LargeBinary, bindparam, event, exc, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, create_engine
 from sqlmodel.sql.sqltypes import AutoString
@@ -25,6 +27,9 @@ BIG = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 _WRITE_SQLITE = {"meguri_write": True}
 _WRITE_POSTGRESQL = {"isolation_level": "READ COMMITTED"}
 """A writer locks its position row first, and must then see what the writer before it committed."""
+
+KEPT_ROWS = 5000
+"""Rows that a writer keeps at most."""
 
 _MIGRATION_LOCK = 0x6D656775
 """Key of the PostgreSQL advisory lock that lets one replica migrate at a time."""
@@ -41,6 +46,8 @@ class Position(SQLModel, table=True):
 
     projection: str = Field(primary_key=True)
     sequence: int = Field(sa_column=Column(BIG, nullable=False))
+    rebuilt: int = Field(default=0, sa_column=Column(BIG, nullable=False, server_default="0"))
+    """How often the tables were made again from the log."""
 
 
 class Head(SQLModel, table=True):
@@ -81,6 +88,13 @@ class Parked(SQLModel, table=True):
     time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
+_LOCKED = (
+    select(col(Position.sequence), col(Position.rebuilt))
+    .where(col(Position.projection) == bindparam("name"))
+    .with_for_update()
+)
+
+
 def create_log_tables() -> None:
     """Create the tables of this module; the first migration of each service calls it."""
     op.create_table(
@@ -107,6 +121,7 @@ def keep_whole_journal() -> None:
     """Journal what was not applied, and keep what is parked; a later migration of each service calls it."""
     # A kind that nobody knows can be longer than what an index takes.
     op.drop_index("ix_log_journal_kind", "log_journal")
+    op.add_column("log_position", Column("rebuilt", BIG, nullable=False, server_default="0"))
     op.add_column("log_journal", Column("applied", Boolean, nullable=False, server_default=sqlalchemy.true()))
     op.create_table(
         "log_parked",
@@ -121,38 +136,47 @@ def keep_whole_journal() -> None:
 
 def locked_position(session: Session, name: str) -> int:
     """Return how far a projection has come; until the end of the transaction nobody else can move it."""
-    query = select(col(Position.sequence)).where(col(Position.projection) == name).with_for_update()
+    return locked(session, name)[0]
+
+
+def locked(session: Session, name: str) -> tuple[int, int]:
+    """Return how far a projection has come and how often it was rebuilt, and lock it as `locked_position` does."""
     connection = session.connection()
-    found = connection.execute(query).scalar_one_or_none()
+    found = connection.execute(_LOCKED, {"name": name}).one_or_none()
     if found is None:
         # Without a row there is nothing to lock: of two that come first, one waits here for the other.
-        first = _insert(connection, Position).on_conflict_do_nothing()
+        first = _insert(connection.dialect.name, Position).on_conflict_do_nothing()
         connection.execute(first, {"projection": name, "sequence": 0})
-        found = connection.execute(query).scalar_one()
-    return found
+        found = connection.execute(_LOCKED, {"name": name}).one()
+    return found[0], found[1]
+
+
+def count_rebuild(connection: sqlalchemy.Connection, name: str) -> None:
+    """Say that the tables of a projection were made again, to whoever keeps rows of them."""
+    connection.execute(update(Position).where(col(Position.projection) == name).values(rebuilt=Position.rebuilt + 1))
 
 
 def move_position(connection: sqlalchemy.Connection, name: str, sequence: int) -> None:
     """Say how far a projection has come."""
-    _upsert(connection, Position, ["projection"], [{"projection": name, "sequence": sequence}])
+    connection.execute(
+        _upsert(connection.dialect.name, Position, "projection"), [{"projection": name, "sequence": sequence}]
+    )
 
 
 def keep_heads(connection: sqlalchemy.Connection, heads: Mapping[str, int]) -> None:
     """Say the last sequence of each key."""
-    _upsert(connection, Head, ["key"], [{"key": key, "sequence": sequence} for key, sequence in sorted(heads.items())])
+    if rows := [{"key": key, "sequence": sequence} for key, sequence in sorted(heads.items())]:
+        connection.execute(_upsert(connection.dialect.name, Head, "key"), rows)
 
 
-def _upsert(
-    connection: sqlalchemy.Connection, table: type[SQLModel], key: list[str], rows: list[dict[str, Any]]
-) -> None:
-    if rows:
-        statement = _insert(connection, table)
-        update = {"sequence": statement.excluded.sequence}
-        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=update), rows)
+@cache
+def _upsert(dialect: str, table: type[SQLModel], key: str) -> postgresql.Insert | sqlite.Insert:
+    statement = _insert(dialect, table)
+    return statement.on_conflict_do_update(index_elements=[key], set_={"sequence": statement.excluded.sequence})
 
 
-def _insert(connection: sqlalchemy.Connection, table: type[SQLModel]) -> postgresql.Insert | sqlite.Insert:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+def _insert(dialect: str, table: type[SQLModel]) -> postgresql.Insert | sqlite.Insert:
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 class Database:
@@ -184,8 +208,11 @@ class Database:
         """A session that writes over several steps; whoever opens it commits and closes it. Undone if it is only closed."""
         with _translated():
             session = Session(self.engine, expire_on_commit=False)
-            session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
+            self.begin_writing(session)
             return session
+
+    def begin_writing(self, session: Session) -> None:
+        session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
 
     def migrate(self) -> None:
         """Bring the tables up to date. Replicas that start together wait for each other."""
@@ -211,6 +238,39 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+class Writer:
+    """Transactions of one writer that keeps the latest rows it has seen, so as not to ask for them again.
+
+    That is right for as long as nobody else writes; whoever notices that somebody did says `forget`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._session = Session(database.engine, expire_on_commit=False)
+        # A session alone holds no row that nobody else holds.
+        self._rows: deque[Any] = deque(maxlen=KEPT_ROWS)
+        for happening in ("loaded_as_persistent", "pending_to_persistent"):
+            event.listen(self._session, happening, lambda _, row: self._rows.append(row))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """The session in a transaction: committed at the end; on an error rolled back and everything forgotten."""
+        try:
+            with _translated():
+                self._database.begin_writing(self._session)
+                yield self._session
+                self._session.commit()
+        except BaseException:
+            self._session.rollback()
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """Ask for every row again from now on."""
+        self._session.expunge_all()
+        self._rows.clear()
 
 
 def utc(time: datetime) -> datetime:
