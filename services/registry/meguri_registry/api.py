@@ -22,6 +22,7 @@ from meguri_contracts.spec import ModelSpec
 from meguri_registry import promotion, store
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Actor = Annotated[str, Header(alias="Meguri-Actor", max_length=128)]
 
@@ -33,7 +34,7 @@ class Said(BaseModel):
 
 
 class Promote(BaseModel):
-    version: int = Field(ge=1)
+    version: Version
     reason: str = "promoted by hand"
 
 
@@ -97,14 +98,14 @@ def routes(service: Service) -> APIRouter:
             return [_rollout(row) for row in store.rollouts(session, name)]
 
     @router.get("/models/{name}/versions/{version}", tags=["models"])
-    def get_version(name: Name, version: int) -> dict[str, Any]:
+    def get_version(name: Name, version: Version) -> dict[str, Any]:
         """A version: metrics, verdict with its numbers, artifacts, signature, environment."""
         with database.read() as session:
             row = store.version(session, name, version)
             return _version(row) | {"trained": row.trained}
 
     @router.get("/models/{name}/versions/{version}/lineage", tags=["lineage"])
-    def lineage(name: Name, version: int) -> dict[str, Any]:
+    def lineage(name: Name, version: Version) -> dict[str, Any]:
         """What a version was made from: run, triggers, dataset version, arrivals and their producers."""
         with database.read() as session:
             row = store.version(session, name, version)

@@ -19,6 +19,8 @@ from meguri_chassis.projection import Projection, Rebuilding, parked
 from meguri_chassis.store import Database, JournalEntry, utc
 
 LINES = "application/x-ndjson"
+Place = Annotated[int, Query(ge=0, le=2**63 - 1)]
+"""A stream sequence."""
 CHUNK = 500
 """Journal entries read at once."""
 
@@ -51,7 +53,7 @@ def routes(
         return {"service": service, "position": position, "digest": found.whole, "tables": found}
 
     @router.get("/journal", response_class=StreamingResponse)
-    def get_journal(after: Annotated[int, Query(ge=0)] = 0) -> StreamingResponse:
+    def get_journal(after: Place = 0) -> StreamingResponse:
         """Every message that this service has heard, verbatim, in log order, a JSON line each; the body in base64."""
         return StreamingResponse(_journal(database, after), media_type=LINES)
 
@@ -61,7 +63,7 @@ def routes(
         return StreamingResponse(_rows(database, projection), media_type=LINES)
 
     @router.post("/replay", response_class=StreamingResponse)
-    async def replay(until: Annotated[int | None, Query(ge=0)] = None, keep: bool = True) -> StreamingResponse:
+    async def replay(until: Place | None = None, keep: bool = True) -> StreamingResponse:
         """Make the tables again from the log, in one transaction; a JSON line for each step, the last with both digests.
 
         `until` stops at a sequence; with `keep=false` nothing is changed, it is only looked whether the digests agree.

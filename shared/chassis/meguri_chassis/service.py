@@ -33,7 +33,7 @@ from meguri_chassis.projection import Projection, parked
 from meguri_chassis.reader import Reader
 from meguri_chassis.settings import ServiceSettings
 from meguri_chassis.store import Database
-from meguri_contracts.errors import Busy, Conflict, Malformed, MeguriError, NotFound, PermanentError, TooLarge
+from meguri_contracts.errors import Busy, Conflict, Invalid, Malformed, MeguriError, NotFound, PermanentError, TooLarge
 from meguri_contracts.topology import LOG, STREAMS
 
 logger = logging.getLogger(__name__)
@@ -179,8 +179,11 @@ class Service:
     async def _caught_up(
         self, after: Annotated[int | None, Header(alias="Meguri-After", ge=0, description=AFTER)] = None
     ) -> None:
-        if after is not None and self.projection:
-            await self.projection.reached(after)
+        if after is None or not self.projection or after <= self.projection.position:
+            return
+        if after > (last := await self.log.last_sequence()):
+            raise Invalid(f"Meguri-After: no event has the sequence {after} yet, the log ends at {last}")
+        await self.projection.reached(after)
 
     async def _start(self, broker: NatsBroker) -> None:
         self._client = await self._until("the broker", broker.connect)
