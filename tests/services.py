@@ -50,10 +50,20 @@ class Wire:
 
     js: JetStreamContext
 
-    async def say(self, event: Event, *, id: str | None = None, source: str = "test", journey: str = "") -> int:
+    async def say(
+        self,
+        event: Event,
+        *,
+        id: str | None = None,
+        source: str = "test",
+        journey: str = "",
+        cause: str | None = None,
+        hops: int = 0,
+    ) -> int:
         """Append an event as the services do; returns its stream sequence."""
         id_ = id or uuid4().hex
-        return await EventLog(lambda: self.js, source).append(event, id=id_, cause=id_, journey=journey or id_)
+        log = EventLog(lambda: self.js, source)
+        return await log.append(event, id=id_, cause=cause or id_, journey=journey or id_, hops=hops)
 
     async def apply(self, spec: ModelSpec, version: int = 1) -> int:
         """Say that a spec was applied, as the registry would."""

@@ -15,6 +15,7 @@ from meguri_contracts.events import (
     DriftDetected,
     EpisodeResolved,
     Event,
+    LoopBroken,
     Plan,
     PromotionRejected,
     RolloutChanged,
@@ -28,6 +29,8 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.spec import ModelSpec
 from meguri_training.runs import MAX_TRIGGERS, Data, Model, decide, evolve, why_not
+
+MAX_HOPS = 16
 
 
 def spec(**retrain: Any) -> ModelSpec:
@@ -51,35 +54,39 @@ class Training:
     model: Model = field(default_factory=lambda: Model(name="digits"))
     data: Data | None = None
     runs: list[TrainingStarted] = field(default_factory=list)
+    loops: list[LoopBroken] = field(default_factory=list)
     _ids: count = field(default_factory=count)
 
-    def hear(self, event: Event) -> str:
-        """Let an event happen; returns its id."""
+    def hear(self, event: Event, hops: int = 0) -> str:
+        """Let an event happen, so many reactions away from what came from outside; returns its id."""
         id_ = f"{event.kind()}-{next(self._ids)}"
         if isinstance(event, DataCommitted):
             self.data = Data(version=event.version, digest=event.digest, total_rows=event.total_rows)
         if isinstance(event, TrainingStarted):
             self.runs.append(event)
-        self.model = evolve(self.model, event, id_)
+        if isinstance(event, LoopBroken):
+            self.loops.append(event)
+        self.model = evolve(self.model, event, id_, hops)
         return id_
 
     def apply(self, version: int = 1, **retrain: Any) -> str:
         applied = SpecApplied(model="digits", spec=spec(**retrain), version=version, digest="d", actor="ada")
         return self.hear(applied)
 
-    def commit(self, rows: int) -> str:
+    def commit(self, rows: int, hops: int = 1) -> str:
         version, total = (self.data.version + 1, self.data.total_rows + rows) if self.data else (1, rows)
         part = Contribution(event="e", producer="p", rows=rows)
         return self.hear(
             DataCommitted(
                 dataset="images", version=version, digest=f"d{version}", rows=rows, total_rows=total, events=(part,)
-            )
+            ),
+            hops,
         )
 
-    def request(self) -> str:
-        return self.hear(TrainingRequested(model="digits", reason="asked", actor="ada"))
+    def request(self, hops: int = 0) -> str:
+        return self.hear(TrainingRequested(model="digits", reason="asked", actor="ada"), hops)
 
-    def drift(self) -> str:
+    def drift(self, hops: int = 1) -> str:
         return self.hear(
             DriftDetected(
                 model="digits",
@@ -93,17 +100,18 @@ class Training:
                 p_value=0,
                 drifted=("x",),
                 window=Window(first=1, last=2, rows=2),
-            )
+            ),
+            hops,
         )
 
     def resolve(self) -> str:
         return self.hear(EpisodeResolved(model="digits", version=1, episode="ep", reason="quiet"))
 
     def decide(self) -> TrainingStarted | None:
-        """Start the run that is due, if one is."""
-        for event in decide(self.model, self.data):
-            self.hear(event)
-            return event
+        """Start the run that is due, if one is; or break the loop."""
+        for event in decide(self.model, self.data, MAX_HOPS):
+            self.hear(event, event.hops(0))
+            return event if isinstance(event, TrainingStarted) else None
         return None
 
     def verdict(self, outcome: str = "rejected") -> str:
@@ -279,7 +287,7 @@ def test_a_rollback_does_not_end_the_run_of_another_version(trained):
 
 def test_a_run_answers_what_came_before_its_decision_and_nothing_later(trained):
     trained.request()
-    (decided,) = decide(trained.model, trained.data)
+    (decided,) = decide(trained.model, trained.data, MAX_HOPS)
     later = trained.commit(60)
     trained.hear(decided)
 
@@ -290,9 +298,9 @@ def test_a_run_answers_what_came_before_its_decision_and_nothing_later(trained):
 
 def test_the_same_state_gives_the_same_run(trained):
     trained.request()
-    one, same = decide(trained.model, trained.data), decide(trained.model, trained.data)
+    one, same = decide(trained.model, trained.data, MAX_HOPS), decide(trained.model, trained.data, MAX_HOPS)
     trained.commit(1)
-    (other,) = decide(trained.model, trained.data)
+    (other,) = decide(trained.model, trained.data, MAX_HOPS)
 
     assert one == same
     assert other.run != one[0].run
@@ -303,6 +311,107 @@ def test_of_very_many_triggers_the_newest_are_remembered(trained):
 
     assert [trigger.event for trigger in trained.decide().triggers] == ids[10:]
     assert trained.model.triggers == ()
+
+
+def test_a_request_is_not_forgotten_over_very_many_commits():
+    training = Training()
+    training.apply(rows=None)
+    training.commit(1)
+    training.decide()
+    request = training.request()
+    for _ in range(500):
+        training.commit(1, hops=9)
+        assert training.decide() is None
+    fresh, later = training.commit(1, hops=1), [training.commit(1, hops=9) for _ in range(200)]
+    training.verdict()
+
+    run = training.decide()
+    answered = [trigger.event for trigger in run.triggers]
+    assert len(answered) == MAX_TRIGGERS
+    assert answered == [request, fresh, *later[-MAX_TRIGGERS + 2 :]]
+    assert (run.dataset_rows, run.hops(0)) == (702, 1)
+    training.verdict()
+    assert training.decide() is None
+
+
+def test_triggers_that_were_forgotten_before_their_run_was_heard_of_are_not_answered_twice(trained):
+    trained.request()
+    [decided] = decide(trained.model, trained.data, MAX_HOPS)
+    later = [trained.commit(0) for _ in range(MAX_TRIGGERS + 10)]
+    trained.hear(decided)
+
+    assert [trigger.event for trigger in trained.model.triggers] == later[-MAX_TRIGGERS + 1 :]
+
+
+# --- loops ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_asks_for_the_next_one_for_ever_is_broken_off_once_and_says_what_to_do(trained):
+    trained.request()
+    while run := trained.decide():
+        trained.verdict()
+        # Started, trained, answered: three reactions.
+        trained.request(run.hops(0) + 2)
+        assert len(trained.runs) < 10
+
+    [loop] = trained.loops
+    assert len(trained.runs) == 1 + 6
+    assert (loop.limit, [trigger.hops for trigger in loop.triggers]) == (MAX_HOPS, [18])
+    assert "18 reactions lie between training-requested" in loop.reason
+    assert "new data or `meguri train digits` begin again" in loop.reason
+    assert trained.decide() is None
+    assert trained.model.triggers == ()
+
+
+def test_rows_that_only_a_rollout_brought_are_no_reason_for_ever(trained):
+    hops = 1
+    trained.commit(60, hops)
+    while run := trained.decide():
+        trained.verdict("promoted")
+        # Started, trained, rolled out, arrived, committed: five reactions.
+        hops = run.hops(0) + 4
+        trained.commit(60, hops)
+        assert len(trained.runs) < 10
+
+    assert len(trained.loops) == 1
+    assert trained.decide() is None
+    assert why_not(trained.model, trained.data).startswith("nothing happened since the last run: a run is due only")
+
+
+def test_after_a_break_a_person_or_new_data_begin_again(trained):
+    for begin in (trained.request, lambda: trained.commit(1, hops=1)):
+        trained.commit(60, hops=MAX_HOPS + 1)
+        assert trained.decide() is None
+        assert trained.model.broken
+        begin()
+
+        run = trained.decide()
+        assert run.hops(0) <= 2
+        assert trained.model.broken is None
+        trained.verdict()
+
+
+def test_something_fresh_among_the_triggers_makes_the_run_fresh(trained):
+    trained.commit(60, hops=MAX_HOPS + 1)
+    trained.commit(1, hops=1)
+    trained.commit(60, hops=MAX_HOPS + 1)
+
+    assert trained.decide().hops(0) == 2
+    assert trained.loops == []
+
+
+def test_years_of_drift_and_new_rows_are_no_loop(trained):
+    hops = 0
+    for _ in range(500):
+        # Monitoring answers the rollout with drift; the rows that show it come from outside.
+        trained.drift(hops + 1)
+        assert trained.decide() is None
+        trained.commit(5, hops=1)
+        run = trained.decide()
+        hops = run.hops(0) + 2
+        trained.verdict("promoted")
+
+    assert trained.loops == []
 
 
 # --- whatever happens -------------------------------------------------------------------------------------------------
@@ -330,7 +439,7 @@ def test_whatever_happens_runs_never_overlap_and_no_rows_are_forgotten(steps):
                 id_ = training.commit(rows)
                 committed[id_] = training.data.version
             case ("decide",):
-                decided = decide(training.model, training.data)
+                decided = decide(training.model, training.data, MAX_HOPS)
             case ("say",):
                 # Data has another key, so it may come in between; the log refuses what was overtaken by the own key.
                 under_way += len(decided)

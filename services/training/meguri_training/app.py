@@ -4,6 +4,7 @@ from pathlib import Path
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import Hearing
+from meguri_chassis.deciding import Decider
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
@@ -22,7 +23,7 @@ def build(settings: Settings | None = None) -> Service:
     workers = Workers(Home(settings.service, settings.replica, settings.var, settings.log_level))
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     fitter = handlers.Fitter(
-        log=service.log,
+        decider=Decider(service.log, database, tables),
         database=database,
         projection=tables,
         artifacts=Artifacts(settings.artifacts_url),
@@ -31,7 +32,8 @@ def build(settings: Settings | None = None) -> Service:
         tries=settings.fit_tries,
     )
     service.during(workers.open)
-    service.hear(Hearing(TRAINING_TRIGGERS, [handlers.look_at_model, handlers.look_at_models_on]))
+    starter = handlers.Starter(settings.max_hops)
+    service.hear(Hearing(TRAINING_TRIGGERS, [starter.look_at_model, starter.look_at_models_on]))
     service.hear(Hearing(TRAINING_FITS, [fitter.fit]))
     service.app.include_router(api.routes(service))
     return service

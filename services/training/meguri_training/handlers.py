@@ -1,12 +1,14 @@
 """Events in, events out: when to train, and the training itself."""
 
+import logging
 from collections.abc import Sequence
 
 from sqlmodel import Session
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import hears
-from meguri_chassis.log import EventLog, Message
+from meguri_chassis.deciding import Decider
+from meguri_chassis.log import Message, MovedOn
 from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database
 from meguri_contracts.errors import PermanentError
@@ -17,6 +19,7 @@ from meguri_contracts.events import (
     DriftDetected,
     Evaluation,
     Event,
+    LoopBroken,
     ModelTrained,
     PromotionRejected,
     RolloutChanged,
@@ -25,32 +28,46 @@ from meguri_contracts.events import (
     TrainingRequested,
     TrainingStarted,
 )
-from meguri_contracts.names import derived_id
 from meguri_training import runs, store
 from meguri_training.fitting import Fitted, Job
 from meguri_training.workers import WorkerDied, Workers
 
-
-@hears(
-    SpecApplied,
-    TrainingRequested,
-    DriftDetected,
-    TrainingFailed,
-    RolloutChanged,
-    PromotionRejected,
-    ApprovalRequested,
-)
-def look_at_model(event: Event, session: Session) -> Sequence[Event]:
-    """Something changed about a model, or its last run has its verdict: is a run due?"""
-    model = store.model(session, event.key)
-    return runs.decide(model, store.data(session, model))
+logger = logging.getLogger(__name__)
 
 
-@hears(DataCommitted)
-def look_at_models_on(committed: DataCommitted, session: Session) -> Sequence[Event]:
-    """New rows: is a run due for any model that learns from them?"""
-    models = store.models_on(session, committed.dataset)
-    return [event for model in models for event in runs.decide(model, store.data(session, model))]
+class Starter:
+    """Starts the runs that are due, and breaks loops of more than `max_hops` reactions."""
+
+    def __init__(self, max_hops: int) -> None:
+        self._max_hops = max_hops
+
+    @hears(
+        SpecApplied,
+        TrainingRequested,
+        DriftDetected,
+        TrainingFailed,
+        RolloutChanged,
+        PromotionRejected,
+        ApprovalRequested,
+    )
+    def look_at_model(self, event: Event, session: Session) -> Sequence[Event]:
+        """Something changed about a model, or its last run has its verdict: is a run due?"""
+        return self._decide(store.model(session, event.key), session)
+
+    @hears(DataCommitted)
+    def look_at_models_on(self, committed: DataCommitted, session: Session) -> Sequence[Event]:
+        """New rows: is a run due for any model that learns from them?"""
+        models = store.models_on(session, committed.dataset)
+        return [event for model in models for event in self._decide(model, session)]
+
+    def _decide(self, model: runs.Model, session: Session) -> Sequence[Event]:
+        decided = runs.decide(model, store.data(session, model), self._max_hops)
+        return [_with_chain(event, session) if isinstance(event, LoopBroken) else event for event in decided]
+
+
+def _with_chain(broken: LoopBroken, session: Session) -> LoopBroken:
+    chain = store.causes(session, runs.freshest(broken.triggers).event)
+    return broken.model_copy(update={"chain": chain})
 
 
 class Fitter:
@@ -59,7 +76,7 @@ class Fitter:
     def __init__(
         self,
         *,
-        log: EventLog,
+        decider: Decider,
         database: Database,
         projection: Projection,
         artifacts: Artifacts,
@@ -67,7 +84,7 @@ class Fitter:
         data_url: str,
         tries: int,
     ) -> None:
-        self._log = log
+        self._decider = decider
         self._database = database
         self._projection = projection
         self._artifacts = artifacts
@@ -91,9 +108,26 @@ class Fitter:
             event = self._failed(started, f"{error}; tried {message.deliveries} times")
         except PermanentError as error:
             event = self._failed(started, str(error))
-        # Both outcomes have one id, so that of two replicas that did the same fit only one is heard.
-        outcome = derived_id(started.run, "outcome")
-        await self._log.append(event, id=outcome, cause=message.id, journey=message.journey)
+        await self._say(event, started.run, message)
+
+    async def _say(self, event: Event, run: str, message: Message) -> None:
+        """Append the outcome of a run, unless it has one: of replicas that did the same fit, however late, one is heard."""
+
+        def outcome(session: Session) -> Sequence[Event]:
+            return [] if store.has_ended(session, run) else [event]
+
+        while True:
+            try:
+                said = await self._decider.carry_out(
+                    outcome, cause=message.id, journey=message.journey, after=message.sequence, hops=message.hops
+                )
+            except MovedOn as error:
+                # A fit is not done again because others talk much about the same key.
+                logger.warning("the outcome of run %s has to wait: %s", run, error)
+            else:
+                if not said:
+                    logger.info("run %s has ended meanwhile: what came of it here is not said", run)
+                return
 
     async def _job(self, started: TrainingStarted) -> Job:
         champion = started.champion

@@ -9,6 +9,7 @@ from meguri_contracts.events import (
     DriftDetected,
     EpisodeResolved,
     Event,
+    LoopBroken,
     ModelTrained,
     PromotionRejected,
     RolloutChanged,
@@ -26,6 +27,7 @@ HEARS = (
     TrainingStarted,
     ModelTrained,
     TrainingFailed,
+    LoopBroken,
     RolloutChanged,
     PromotionRejected,
     ApprovalRequested,
@@ -42,8 +44,10 @@ def evolve(session: Session, event: Event, message: Message) -> None:
     else:
         models = [store.model(session, event.key)]
     for model in models:
-        after = runs.evolve(model, event, message.id)
+        after = runs.evolve(model, event, message.id, message.hops)
         dataset = after.spec.dataset.name if after.spec else None
         session.merge(store.ModelRow(name=after.name, dataset=dataset, state=after.model_dump(mode="json")))
+    if isinstance(event, TrainingStarted):
+        session.merge(store.run_row(event))
     if isinstance(event, ModelTrained | TrainingFailed):
         session.merge(store.EndedRow(run=event.run))

@@ -1,5 +1,8 @@
 """When to train: the decisions of training as plain functions of plain values."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict
 
 from meguri_contracts.events import (
@@ -9,6 +12,7 @@ from meguri_contracts.events import (
     DriftDetected,
     EpisodeResolved,
     Event,
+    LoopBroken,
     PromotionRejected,
     RolloutChanged,
     SpecApplied,
@@ -21,7 +25,7 @@ from meguri_contracts.names import derived_id
 from meguri_contracts.spec import ModelSpec
 
 MAX_TRIGGERS = 128
-"""Triggers that a run remembers, the newest; as many as a span may have links."""
+"""Triggers that a run remembers; as many as a span may have links."""
 
 
 class Data(BaseModel):
@@ -49,18 +53,25 @@ class Model(BaseModel):
     champion: Deployed | None = None
     triggers: tuple[Trigger, ...] = ()
     """What happened since the last run was started, oldest first."""
+    broken: LoopBroken | None = None
+    """The loop that was broken since the last run was started."""
 
 
-def decide(model: Model, data: Data | None) -> list[Event]:
-    """Start a run if one is due and none is under way. Triggers that come meanwhile wait and are answered by one run."""
+def decide(model: Model, data: Data | None, max_hops: int) -> list[Event]:
+    """Start a run if one is due and none is under way. Triggers that come meanwhile wait and are answered by one run.
+
+    A run that would be a reaction to reactions, more than `max_hops` of them since anything came from outside, breaks the
+    loop instead; the chain of causes is left to who can look them up.
+    """
     if model.spec is None or data is None or why_not(model, data):
         return []
     triggers = _that_matter(model)
-    last = triggers[-1].event if triggers else ""
+    if freshest(triggers).hops > max_hops:
+        return [_broken(model, triggers, max_hops)]
     return [
         TrainingStarted(
             model=model.name,
-            run=derived_id(model.name, "run", str(model.spec_version), str(data.version), last),
+            run=derived_id(model.name, "run", str(model.spec_version), str(data.version), triggers[-1].event),
             spec=model.spec,
             spec_version=model.spec_version,
             dataset_version=data.version,
@@ -72,8 +83,22 @@ def decide(model: Model, data: Data | None) -> list[Event]:
     ]
 
 
+def freshest(triggers: Iterable[Trigger]) -> Trigger:
+    """Return the trigger with the fewest reactions behind it, of several the latest."""
+    return min(reversed(tuple(triggers)), key=lambda trigger: trigger.hops)
+
+
 def why_not(model: Model, data: Data | None) -> str:
     """Say in words what a run waits for; empty when one is due."""
+    return _unmet(model, data) or ("" if model.triggers else _waits_for_something_new(model))
+
+
+def _waits_for_something_new(model: Model) -> str:
+    said = f": {model.broken.reason}" if model.broken else ""
+    return f"nothing happened since the last run{said}"
+
+
+def _unmet(model: Model, data: Data | None) -> str:
     if model.spec is None:
         return "the model has no spec"
     if data is None:
@@ -97,20 +122,22 @@ def why_not(model: Model, data: Data | None) -> str:
     return f"{new_rows} new rows since the last run, {enough}"
 
 
-def evolve(model: Model, event: Event, event_id: str) -> Model:
-    """Return the model after an event."""
+def evolve(model: Model, event: Event, event_id: str, hops: int = 0) -> Model:
+    """Return the model after an event, `hops` reactions away from what came from outside."""
     match event:
         case SpecApplied():
             applied = model.model_copy(update={"spec": event.spec, "spec_version": event.version})
-            return _remember(applied, event, event_id)
+            return _remember(applied, event, event_id, hops)
         case DataCommitted() | TrainingRequested() | DriftDetected():
-            return _remember(model, event, event_id)
+            return _remember(model, event, event_id, hops)
         case EpisodeResolved():
             left = tuple(trigger for trigger in model.triggers if trigger.kind != DriftDetected.kind())
             return model.model_copy(update={"triggers": left})
         case TrainingStarted():
-            update = {"running": event.run, "rows": event.dataset_rows, "triggers": _after(model, event.triggers)}
-            return model.model_copy(update=update)
+            update = {"running": event.run, "rows": event.dataset_rows, "broken": None}
+            return model.model_copy(update=update | {"triggers": _after(model, event.triggers)})
+        case LoopBroken():
+            return model.model_copy(update={"broken": event, "triggers": _after(model, event.triggers)})
         case TrainingFailed() | PromotionRejected() | ApprovalRequested():
             return _ended(model, event.run)
         case RolloutChanged():
@@ -119,9 +146,27 @@ def evolve(model: Model, event: Event, event_id: str) -> Model:
             return model
 
 
-def _remember(model: Model, event: Event, event_id: str) -> Model:
-    triggers = (*model.triggers, Trigger(event=event_id, kind=event.kind()))
-    return model.model_copy(update={"triggers": triggers[-MAX_TRIGGERS:]})
+def _broken(model: Model, triggers: tuple[Trigger, ...], max_hops: int) -> LoopBroken:
+    newest = freshest(triggers)
+    reason = (
+        f"a run is due only because of what earlier runs led to: {newest.hops} reactions lie between {newest.kind} "
+        f"{newest.event} and what last came from outside, at most {max_hops} may; find in the chain of causes who answers "
+        f"runs with new triggers, and stop it; new data or `meguri train {model.name}` begin again"
+    )
+    return LoopBroken(model=model.name, triggers=triggers, limit=max_hops, chain=(), reason=reason)
+
+
+def _remember(model: Model, event: Event, event_id: str, hops: int) -> Model:
+    triggers = (*model.triggers, Trigger(event=event_id, kind=event.kind(), hops=hops))
+    return model.model_copy(update={"triggers": _fewer(triggers) if len(triggers) > MAX_TRIGGERS else triggers})
+
+
+def _fewer(triggers: tuple[Trigger, ...]) -> tuple[Trigger, ...]:
+    """Forget the oldest of those that are most: another of its kind, no less fresh, still makes the run due."""
+    [(most, _)] = Counter(trigger.kind for trigger in triggers).most_common(1)
+    alike = [trigger for trigger in triggers if trigger.kind == most]
+    forgotten = next(trigger for trigger in alike if trigger != freshest(alike))
+    return tuple(trigger for trigger in triggers if trigger != forgotten)
 
 
 def _that_matter(model: Model) -> tuple[Trigger, ...]:
@@ -131,10 +176,10 @@ def _that_matter(model: Model) -> tuple[Trigger, ...]:
 
 
 def _after(model: Model, answered: tuple[Trigger, ...]) -> tuple[Trigger, ...]:
-    """What came after the last of the triggers that a run answers."""
-    if not answered or answered[-1] not in model.triggers:
-        return model.triggers
-    return model.triggers[model.triggers.index(answered[-1]) + 1 :]
+    """What came after the last of the triggers that were answered; some of these may have been forgotten meanwhile."""
+    known = set(answered)
+    last = max((at for at, trigger in enumerate(model.triggers) if trigger in known), default=-1)
+    return model.triggers[last + 1 :]
 
 
 def _ended(model: Model, run: str) -> Model:
