@@ -1,5 +1,6 @@
 """A training service at work on iris, and what others say to it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,41 @@ def spec(model: str, **changes: Any) -> ModelSpec:
             **changes,
         }
     )
+
+
+SLOW = {"name": "MLPClassifier", "params": {"tol": 0.0, "n_iter_no_change": 10**9}}
+"""An estimator that fits for as long as its `max_iter` says, about a second in a thousand, on any number of rows."""
+
+
+def slow(max_iter: int) -> dict[str, Any]:
+    return SLOW | {"params": SLOW["params"] | {"max_iter": max_iter}}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """When a worker did a fit, in nanoseconds since 1970."""
+
+    run: str
+    began: int
+    ended: int
+
+
+def fits(var: Path) -> list[Fit]:
+    """Return every fit that came to its end, as the traces of all replicas below `var` tell."""
+    lines = [line for file in (var / "traces").glob("training-*-fit-*.jsonl") for line in file.open()]
+    found = [
+        span
+        for line in lines
+        for of in json.loads(line)["resourceSpans"]
+        for s in of["scopeSpans"]
+        for span in s["spans"]
+    ]
+    return [_fit(span) for span in found if span["name"] == "fit"]
+
+
+def _fit(span: dict[str, Any]) -> Fit:
+    run = next(a["value"]["stringValue"] for a in span["attributes"] if a["key"] == "meguri.run.id")
+    return Fit(run, int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"]))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 import json
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from io import BytesIO
 from typing import Any
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import skops.io
@@ -44,6 +47,9 @@ _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(string)": "BYTES",
 }
+_SCHEMA = "schema.json"
+_ADDRESS = re.compile(r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.)')
+_ADDRESS_OF_FILE = re.compile(r"^\d+(?=\.)")
 _LIBRARIES = ("scikit-learn", "numpy", "scipy", "skl2onnx", "onnx", "onnxruntime", "skops", "polars")
 
 
@@ -108,13 +114,34 @@ def parity(expected: evaluating.Answers, given: evaluating.Answers, target: Targ
 
 
 def dump(model: Any) -> bytes:
-    """Return the estimator as a skops file. Raises NotExportable when it holds types that are not in TRUSTED."""
-    data: bytes = skops.io.dumps(model)
+    """Return the estimator as a skops file. The same model gives the same bytes.
+
+    Raises NotExportable when it holds types that are not in TRUSTED.
+    """
+    data = _reproducible(skops.io.dumps(model))
     try:
         skops.io.loads(data, trusted=TRUSTED)
     except UntrustedTypesFoundException as error:
         raise NotExportable("skops", error) from error
     return data
+
+
+def _reproducible(data: bytes) -> bytes:
+    """Number the parts of a skops file, which names them after memory addresses, and take the time off them."""
+    numbers: dict[str, str] = {}
+    with ZipFile(BytesIO(data)) as written:
+        schema = _ADDRESS.sub(
+            lambda found: numbers.setdefault(found[0], f"{len(numbers)}"), written.read(_SCHEMA).decode()
+        )
+        parts = {
+            _ADDRESS_OF_FILE.sub(lambda found: numbers[found[0]], name): written.read(name)
+            for name in written.namelist()
+        }
+    numbered = BytesIO()
+    with ZipFile(numbered, "w") as file:
+        for name, part in sorted((parts | {_SCHEMA: schema.encode()}).items()):
+            file.writestr(ZipInfo(name), part)
+    return numbered.getvalue()
 
 
 def environment() -> dict[str, str]:

@@ -16,7 +16,7 @@ from meguri import client as sdk
 from meguri import show, traces
 from meguri.client import Meguri, MeguriClientError, Refused
 from meguri.provisioning import BrokerAway, provision
-from meguri_contracts.topology import PORTS
+from meguri_contracts.topology import PORTS, TRAINING_FITS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
@@ -24,6 +24,10 @@ console = Console(highlight=False, soft_wrap=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
 Reason = Annotated[str, typer.Option(help="Why; stands in the log.")]
+FITS = (
+    "Fits that all replicas of training together may have in hand; each replica has one at a time. A fit that waits to be "
+    "tried again counts too. May be changed at any time by provisioning again."
+)
 
 
 def _answer(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,10 +61,13 @@ def _print(as_json: bool, data: Any, shown: Callable[[Console, Any], None]) -> N
 @_answer
 def provision_(
     replicas: Annotated[int, typer.Option(help="Copies of each stream on a cluster of brokers.")] = 1,
+    fits_in_flight: Annotated[int, typer.Option(min=1, envvar="MEGURI_FITS_IN_FLIGHT", help=FITS)] = (
+        TRAINING_FITS.max_ack_pending
+    ),
     as_json: Json = False,
 ) -> None:
     """Create or update the streams and consumers that the services need. Run it before each rollout."""
-    done = asyncio.run(provision(sdk.broker(), replicas=replicas))
+    done = asyncio.run(provision(sdk.broker(), replicas=replicas, fits_in_flight=fits_in_flight))
     _print(as_json, [one.as_dict() for one in done], show.provisioned)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import nats
@@ -12,7 +12,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, Consumer, Stream
+from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, TRAINING_FITS, Consumer, Stream
 
 T = TypeVar("T")
 
@@ -36,8 +36,15 @@ class Provisioned:
         return asdict(self)
 
 
-async def provision(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
-    """Create or update everything the services need. Idempotent. Raises BrokerAway."""
+async def provision(
+    nats_url: str, *, replicas: int = 1, fits_in_flight: int = TRAINING_FITS.max_ack_pending
+) -> list[Provisioned]:
+    """Create or update everything the services need. Idempotent. Raises BrokerAway.
+
+    `fits_in_flight` are the fits that all replicas of training together may have in hand.
+    """
+    fits = replace(TRAINING_FITS, max_ack_pending=fits_in_flight)
+    consumers = [fits if consumer == TRAINING_FITS else consumer for consumer in CONSUMERS]
     client = await _patiently(
         lambda: nats.connect(nats_url.split(","), connect_timeout=2, allow_reconnect=False, error_cb=_said_by_patience)
     )
@@ -46,7 +53,7 @@ async def provision(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
         # JetStream answers a moment after the broker does.
         await _patiently(js.account_info)
         streams = [await _stream(js, stream, replicas) for stream in STREAMS]
-        return streams + [await _consumer(js, consumer) for consumer in CONSUMERS]
+        return streams + [await _consumer(js, consumer) for consumer in consumers]
     finally:
         await client.close()
 
