@@ -2,6 +2,7 @@
 
     P6   data-arrived published -> first answer by the new champion, minus the fit itself (p95 of 20)
     P7   lifecycle events through a whole service, against one-at-a-time publishes on the same broker
+    P13  training by two replicas against one
     P14  idle: messages and processor time
     P15  memory of all processes at idle, and the time to ready
 
@@ -23,7 +24,7 @@ from tests.conftest import free_port
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["P15", "P6", "P7", "P14"], help="which rows to measure")
+    parser.add_argument("rows", nargs="*", default=["P15", "P6", "P7", "P13", "P14"], help="which rows to measure")
     chosen = parser.parse_args().rows
     for service in PORTS:
         os.environ[f"MEGURI_{service.upper()}_PORT"] = str(free_port())
@@ -38,7 +39,7 @@ def measure(folder: Path, chosen: list[str]) -> None:
     from infra.local.run import wait_until_ready  # noqa: PLC0415
     from meguri.client import broker  # noqa: PLC0415
     from meguri.provisioning import provision  # noqa: PLC0415
-    from tests.bench import measures  # noqa: PLC0415
+    from tests.bench import measures, replicas  # noqa: PLC0415
 
     began = time.monotonic()
     with Laptop(folder) as laptop:
@@ -48,6 +49,7 @@ def measure(folder: Path, chosen: list[str]) -> None:
         rows: dict[str, Callable[[], str]] = {
             "P6": measures.data_to_serving,
             "P7": measures.events_through_a_service,
+            "P13": replicas.training_throughput,
             "P14": lambda: measures.idle(laptop),
             "P15": lambda: measures.memory(laptop, ready),
         }
