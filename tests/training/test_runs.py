@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
@@ -28,7 +29,7 @@ from meguri_contracts.events import (
     Window,
 )
 from meguri_contracts.spec import ModelSpec
-from meguri_training.runs import MAX_TRIGGERS, Data, Model, decide, evolve, why_not
+from meguri_training.runs import MAX_TRIGGERS, PATIENCE, QUIET, Data, Model, decide, evolve, is_stormy, why_not
 
 MAX_HOPS = 16
 
@@ -55,6 +56,7 @@ class Training:
     data: Data | None = None
     runs: list[TrainingStarted] = field(default_factory=list)
     loops: list[LoopBroken] = field(default_factory=list)
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     _ids: count = field(default_factory=count)
 
     def hear(self, event: Event, hops: int = 0) -> str:
@@ -66,7 +68,7 @@ class Training:
             self.runs.append(event)
         if isinstance(event, LoopBroken):
             self.loops.append(event)
-        self.model = evolve(self.model, event, id_, hops)
+        self.model = evolve(self.model, event, id_, self.now, hops)
         return id_
 
     def apply(self, version: int = 1, **retrain: Any) -> str:
@@ -113,6 +115,12 @@ class Training:
             self.hear(event, event.hops(0))
             return event if isinstance(event, TrainingStarted) else None
         return None
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def is_stormy(self) -> bool:
+        return is_stormy(self.model, self.now)
 
     def verdict(self, outcome: str = "rejected") -> str:
         """End the running run."""
@@ -341,6 +349,50 @@ def test_triggers_that_were_forgotten_before_their_run_was_heard_of_are_not_answ
     trained.hear(decided)
 
     assert [trigger.event for trigger in trained.model.triggers] == later[-MAX_TRIGGERS + 1 :]
+
+
+# --- storms -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_come_during_a_run_and_go_on_coming_are_waited_for_until_they_stop(trained):
+    trained.commit(60)
+    assert not trained.is_stormy()
+    trained.decide()
+    trained.commit(60)
+    trained.verdict()
+    for _ in range(5):
+        assert trained.is_stormy()
+        trained.wait(QUIET - 0.1)
+        trained.commit(60)
+    trained.wait(QUIET)
+
+    assert not trained.is_stormy()
+    assert trained.decide().dataset_rows == 520
+    assert not trained.is_stormy()
+
+
+def test_a_storm_that_does_not_end_is_not_waited_for_longer_than_patience_lasts(trained):
+    trained.commit(60)
+    trained.decide()
+    trained.commit(60)
+    trained.verdict()
+    for _ in range(int(PATIENCE / 0.5)):
+        trained.wait(0.5)
+        trained.commit(60)
+
+    assert not trained.is_stormy()
+
+
+@pytest.mark.parametrize("what", ["request", "drift", "apply"])
+def test_in_a_storm_only_rows_wait(trained, what):
+    trained.commit(60)
+    trained.decide()
+    trained.commit(60)
+    trained.verdict()
+    assert trained.is_stormy()
+    getattr(trained, what)()
+
+    assert not trained.is_stormy()
 
 
 # --- loops ------------------------------------------------------------------------------------------------------------

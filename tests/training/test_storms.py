@@ -58,7 +58,7 @@ async def test_five_hundred_arrivals_at_once_make_a_handful_of_fits_and_none_is_
         await until(rests, "the rest of the model")
         runs = await training.said(TrainingStarted, model)
         trained = await training.said(ModelTrained, model)
-        assert len(trained) == len(runs) <= 12
+        assert len(trained) == len(runs) <= 5, [run.dataset_rows for run in runs]
         assert runs[-1].dataset_rows == ARRIVALS
         version_of = {run.run: run.dataset_version for run in runs}
         for version in {versions[id_] for id_ in ids}:

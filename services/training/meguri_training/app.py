@@ -22,8 +22,9 @@ def build(settings: Settings | None = None) -> Service:
     tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
     workers = Workers(Home(settings.service, settings.replica, settings.var, settings.log_level))
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
+    decider = Decider(service.log, database, tables)
     fitter = handlers.Fitter(
-        decider=Decider(service.log, database, tables),
+        decider=decider,
         database=database,
         projection=tables,
         artifacts=Artifacts(settings.artifacts_url),
@@ -32,8 +33,9 @@ def build(settings: Settings | None = None) -> Service:
         tries=settings.fit_tries,
     )
     service.during(workers.open)
-    starter = handlers.Starter(settings.max_hops)
-    service.hear(Hearing(TRAINING_TRIGGERS, [starter.look_at_model, starter.look_at_models_on]))
+    starter = handlers.Starter(decider, settings.max_hops)
+    # Some of them wait for a moment; the others need not wait for them.
+    service.hear(Hearing(TRAINING_TRIGGERS, [starter.look_at_model, starter.look_at_models_on], together=64))
     service.hear(Hearing(TRAINING_FITS, [fitter.fit]))
     service.app.include_router(api.routes(service))
     return service

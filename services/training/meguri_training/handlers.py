@@ -1,7 +1,9 @@
 """Events in, events out: when to train, and the training itself."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from sqlmodel import Session
 
@@ -38,8 +40,11 @@ logger = logging.getLogger(__name__)
 class Starter:
     """Starts the runs that are due, and breaks loops of more than `max_hops` reactions."""
 
-    def __init__(self, max_hops: int) -> None:
+    def __init__(self, decider: Decider, max_hops: int) -> None:
+        self._decider = decider
         self._max_hops = max_hops
+        self._awaited: set[str] = set()
+        """Models whose storm somebody here waits out."""
 
     @hears(
         SpecApplied,
@@ -50,15 +55,41 @@ class Starter:
         PromotionRejected,
         ApprovalRequested,
     )
-    def look_at_model(self, event: Event, session: Session) -> Sequence[Event]:
+    async def look_at_model(self, event: Event, message: Message) -> None:
         """Something changed about a model, or its last run has its verdict: is a run due?"""
-        return self._decide(store.model(session, event.key), session)
+        await self._look(message, lambda session: [store.model(session, event.key)])
 
     @hears(DataCommitted)
-    def look_at_models_on(self, committed: DataCommitted, session: Session) -> Sequence[Event]:
+    async def look_at_models_on(self, committed: DataCommitted, message: Message) -> None:
         """New rows: is a run due for any model that learns from them?"""
-        models = store.models_on(session, committed.dataset)
-        return [event for model in models for event in self._decide(model, session)]
+        await self._look(message, lambda session: store.models_on(session, committed.dataset))
+
+    async def _look(self, message: Message, models: Callable[[Session], list[runs.Model]]) -> None:
+        while stormy := await self._start(message, models):
+            # Whoever waits already decides on these rows too; its message comes again if this process dies.
+            if not (alone := stormy - self._awaited):
+                return
+            self._awaited |= alone
+            try:
+                await asyncio.sleep(runs.QUIET)
+            finally:
+                self._awaited -= alone
+
+    async def _start(self, message: Message, models: Callable[[Session], list[runs.Model]]) -> set[str]:
+        """Start what is due, and return the models whose run is better begun when their storm is over."""
+        stormy: set[str] = set()
+
+        def due(session: Session) -> Sequence[Event]:
+            looked = [(model, self._decide(model, session)) for model in models(session)]
+            now = datetime.now(UTC)
+            stormy.clear()
+            stormy.update(model.name for model, events in looked if events and runs.is_stormy(model, now))
+            return [event for model, events in looked if model.name not in stormy for event in events]
+
+        await self._decider.carry_out(
+            due, cause=message.id, journey=message.journey, after=message.sequence, hops=message.hops
+        )
+        return stormy
 
     def _decide(self, model: runs.Model, session: Session) -> Sequence[Event]:
         decided = runs.decide(model, store.data(session, model), self._max_hops)

@@ -44,7 +44,7 @@ def evolve(session: Session, event: Event, message: Message) -> None:
     else:
         models = [store.model(session, event.key)]
     for model in models:
-        after = runs.evolve(model, event, message.id, message.hops)
+        after = runs.evolve(model, event, message.id, message.time, message.hops)
         dataset = after.spec.dataset.name if after.spec else None
         session.merge(store.ModelRow(name=after.name, dataset=dataset, state=after.model_dump(mode="json")))
     if isinstance(event, TrainingStarted):

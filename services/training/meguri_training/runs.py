@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +28,11 @@ from meguri_contracts.spec import ModelSpec
 MAX_TRIGGERS = 128
 """Triggers that a run remembers; as many as a span may have links."""
 
+QUIET = 0.75
+"""Seconds without new rows after which a storm of them is over."""
+PATIENCE = 10.0
+"""Seconds after which a storm no longer keeps the next run waiting."""
+
 
 class Data(BaseModel):
     """The newest version of a dataset."""
@@ -36,6 +42,15 @@ class Data(BaseModel):
     version: int
     digest: str
     total_rows: int
+
+
+class Storm(BaseModel):
+    """When rows came during a run, and since: the first and the last time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    first: datetime
+    last: datetime
 
 
 class Model(BaseModel):
@@ -53,6 +68,7 @@ class Model(BaseModel):
     champion: Deployed | None = None
     triggers: tuple[Trigger, ...] = ()
     """What happened since the last run was started, oldest first."""
+    storm: Storm | None = None
     broken: LoopBroken | None = None
     """The loop that was broken since the last run was started."""
 
@@ -81,6 +97,17 @@ def decide(model: Model, data: Data | None, max_hops: int) -> list[Event]:
             champion=model.champion,
         )
     ]
+
+
+def is_stormy(model: Model, now: datetime) -> bool:
+    """Whether rows come faster than they are learned from, so that a run for them is better begun a moment later.
+
+    Nothing but rows waits, and rows that come while nothing runs do not.
+    """
+    if model.storm is None or {trigger.kind for trigger in model.triggers} != {DataCommitted.kind()}:
+        return False
+    first, last = ((now - time).total_seconds() for time in (model.storm.first, model.storm.last))
+    return 0 <= last < QUIET and 0 <= first < PATIENCE
 
 
 def freshest(triggers: Iterable[Trigger]) -> Trigger:
@@ -122,19 +149,21 @@ def _unmet(model: Model, data: Data | None) -> str:
     return f"{new_rows} new rows since the last run, {enough}"
 
 
-def evolve(model: Model, event: Event, event_id: str, hops: int = 0) -> Model:
-    """Return the model after an event, `hops` reactions away from what came from outside."""
+def evolve(model: Model, event: Event, event_id: str, time: datetime, hops: int = 0) -> Model:
+    """Return the model after an event that was said at a time, `hops` reactions away from what came from outside."""
     match event:
         case SpecApplied():
             applied = model.model_copy(update={"spec": event.spec, "spec_version": event.version})
             return _remember(applied, event, event_id, hops)
-        case DataCommitted() | TrainingRequested() | DriftDetected():
+        case DataCommitted():
+            return _remember(_with_storm(model, time), event, event_id, hops)
+        case TrainingRequested() | DriftDetected():
             return _remember(model, event, event_id, hops)
         case EpisodeResolved():
             left = tuple(trigger for trigger in model.triggers if trigger.kind != DriftDetected.kind())
             return model.model_copy(update={"triggers": left})
         case TrainingStarted():
-            update = {"running": event.run, "rows": event.dataset_rows, "broken": None}
+            update = {"running": event.run, "rows": event.dataset_rows, "storm": None, "broken": None}
             return model.model_copy(update=update | {"triggers": _after(model, event.triggers)})
         case LoopBroken():
             return model.model_copy(update={"broken": event, "triggers": _after(model, event.triggers)})
@@ -159,6 +188,12 @@ def _broken(model: Model, triggers: tuple[Trigger, ...], max_hops: int) -> LoopB
 def _remember(model: Model, event: Event, event_id: str, hops: int) -> Model:
     triggers = (*model.triggers, Trigger(event=event_id, kind=event.kind(), hops=hops))
     return model.model_copy(update={"triggers": _fewer(triggers) if len(triggers) > MAX_TRIGGERS else triggers})
+
+
+def _with_storm(model: Model, time: datetime) -> Model:
+    if not (model.running or model.storm):
+        return model
+    return model.model_copy(update={"storm": Storm(first=model.storm.first if model.storm else time, last=time)})
 
 
 def _fewer(triggers: tuple[Trigger, ...]) -> tuple[Trigger, ...]:
