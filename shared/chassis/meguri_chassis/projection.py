@@ -343,7 +343,7 @@ def _commit(session: Session) -> None:
 def _known(session: Session, messages: Sequence[Message]) -> set[tuple[str, str]]:
     """Return kind and id of those messages whose event was applied before."""
     ids = {message.id for message in messages}
-    return set(session.connection().execute(_APPLIED, {"ids": list(ids)}).tuples())
+    return {(kind, id_) for kind, id_ in session.connection().execute(_APPLIED, {"ids": list(ids)})}
 
 
 def _keep_parked(session: Session, event: MessageParked | MessageRedriven, message: Message) -> None:
