@@ -173,17 +173,18 @@ async def test_a_service_that_was_stopped_in_between_counts_every_prediction_onc
     assert monitoring.kept().height == 450
 
 
-async def test_what_was_counted_before_a_crash_is_not_counted_again(own_broker, tmp_path):
+async def test_what_was_kept_and_not_counted_before_a_crash_is_counted(own_broker, tmp_path):
     """A crash after the rows were kept and before they were counted: the same messages come again."""
     model, artifacts = name("m"), tmp_path / "artifacts"
-    whole = f"sqlite:///{tmp_path}/whole.db"
+    whole, again = f"sqlite:///{tmp_path}/whole.db", f"sqlite:///{tmp_path}/again.db"
+    async with monitoring_in(tmp_path, own_broker, again, artifacts, model) as monitoring:
+        await until(lambda: counted(again)["position"] == [0], "the beginning")
+    # Another keeps them in the same table: what this one would have done before it crashed.
     async with monitoring_in(tmp_path, own_broker, whole, artifacts, model) as monitoring:
         await monitoring.watch()
         last = await monitoring.predict(*(message(model, values(30, n)) for n in range(5)))
         await until(lambda: counted(whole)["position"] == [last], "the count")
 
-    # The table is that of the first service; its database is lost.
-    again = f"sqlite:///{tmp_path}/again.db"
     async with monitoring_in(tmp_path, own_broker, again, artifacts, model) as monitoring:
         await until(lambda: counted(again)["position"] == [last], "the count")
     assert monitoring.kept().height == 150

@@ -34,6 +34,8 @@ class Judged:
     share: float = 0.0
     samples: tuple[str, ...] = ()
     """Prediction ids of that producer."""
+    part: int = 0
+    """Tells apart windows that one message filled: their sequences are the same."""
 
     @property
     def moved(self) -> bool:
@@ -57,12 +59,18 @@ class State:
     model: str
     champion: int | None = None
     episode: Episode | None = None
+    rollout: int = 0
+    """Sequence in the log of the rollout that made it serve. Windows belong to one rollout: a version that comes back
+    does not count on from where it was taken out of service."""
+    hops: int = 0
+    """Reactions that lie between that rollout and what came from outside."""
 
 
-def judge(version: int, window: Window, reference: Profile, rule: Monitor) -> Judged:
+def judge(version: int, window: Window, reference: Profile, rule: Monitor, part: int = 0) -> Judged:
     """Hold a closed window of a version against its reference, and name who moved what has moved."""
     verdict = compare(reference, window.profile(reference), rule)
-    judged = Judged(version, events.Window(first=window.first, last=window.last, rows=window.rows), verdict.judged)
+    span = events.Window(first=window.first, last=window.last, rows=window.rows)
+    judged = Judged(version, span, verdict.judged, part=part)
     if not verdict.moved:
         return judged
     drifted = verdict.drifted[:NAMED]
@@ -97,10 +105,11 @@ def resolve(state: State, rollout: RolloutChanged) -> list[Event]:
     return []
 
 
-def evolve(state: State, event: Event) -> State:
+def evolve(state: State, event: Event, sequence: int = 0, hops: int = 0) -> State:
+    """Return what is known after an event; `sequence` and `hops` are those of its message."""
     match event:
         case RolloutChanged(plan=plan):
-            return replace(state, champion=plan.champion.version)
+            return replace(state, champion=plan.champion.version, rollout=sequence, hops=hops)
         case DriftDetected(episode=id_, version=version, feature=feature, producer=producer):
             return replace(state, episode=Episode(id_, version, feature, producer))
         case EpisodeResolved(episode=id_) if state.episode and state.episode.id == id_:
@@ -114,7 +123,7 @@ def _begun(model: str, last: Judged) -> DriftDetected:
     return DriftDetected(
         model=model,
         version=last.version,
-        episode=derived_id(model, str(last.version), str(window.first), str(window.last)),
+        episode=derived_id(model, str(last.version), str(window.first), str(window.last), str(last.part)),
         feature=worst.feature,
         producer=last.producer,
         share=last.share,

@@ -17,6 +17,7 @@ from meguri_chassis.dead_letters import DeadLetters, Undeliverable
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog
 from meguri_chassis.profiles import Profile
+from meguri_chassis.projection import NAME as LOG_POSITION
 from meguri_chassis.projection import Projection
 from meguri_chassis.reader import Reader
 from meguri_chassis.store import Database, locked_position, move_position
@@ -39,8 +40,16 @@ def end_episode(rollout: RolloutChanged, session: Session) -> Sequence[Event]:
     return episodes.resolve(store.state(session, rollout.model), rollout)
 
 
+class _Wiped(Exception):
+    """The database has counted less than this replica knows it had."""
+
+
 class Watcher:
-    """Follows the predictions: keeps them, counts them into windows, and says what follows from each closed window."""
+    """Follows the predictions: keeps them, counts them into windows, and says what follows from each closed window.
+
+    In a database that is new, or was wiped, counting begins behind what the tables of predictions have: that was counted
+    before and had its effect. What they do not have, or lost, is kept and counted again from the stream.
+    """
 
     def __init__(
         self,
@@ -74,18 +83,46 @@ class Watcher:
         """Follow for ever."""
         await self._until_done(self._resume, "the start")
         async for messages in self._reader.after(lambda: self._position):
-            await self._until_done(partial(self._take, messages), "predictions")
+            try:
+                await self._until_done(partial(self._take, messages), "predictions")
+            except _Wiped:
+                logger.warning("the windows are gone, beginning anew")
+                await self._until_done(self._resume, "the start")
+                self._reader.again()
 
     async def _resume(self) -> None:
-        with self._database.read() as session:
-            self._position = store.position(session)
+        """Go on where the database stands. Raises Behind while its tables are not what the log says."""
+        last = await self._log.last_sequence()
+        await self._projection.reached(last)
+        try:
+            self._position = await asyncio.to_thread(self._begin, last)
+        except store.Behind:
+            # Wiped while we ran: the projection must look where its tables stand.
+            self._projection.again()
+            raise
         await self._conclude()
+
+    def _begin(self, last: int) -> int:
+        with self._database.write() as session:
+            # Locked, so that one replica begins and the others see it.
+            if (stands := locked_position(session, LOG_POSITION)) < last:
+                raise store.Behind(f"the tables stand at {stands}, the log at {last}")
+            if (position := store.position(session)) is not None:
+                return position
+            for row in store.versions(session):
+                kept = predictions.kept_up_to(predictions.table_uri(self._data_url, row.model, row.version))
+                rollout = store.state(session, row.model).rollout
+                store.keep_open_window(session, row.model, row.version, rollout, windows.Window(last=kept))
+            move_position(session.connection(), store.PREDICTIONS, 0)
+            return 0
 
     async def _until_done(self, step: Callable[[], Awaitable[None]], what: str) -> None:
         pause = 0.1
         while True:
             try:
                 await step()
+            except _Wiped:
+                raise
             except Exception as error:
                 self._trouble = f"{what} cannot be counted: {error}"
                 logger.log(
@@ -184,6 +221,8 @@ class Watcher:
     def _count(self, batches: Sequence[Batch], last: int) -> None:
         with self._database.write() as session:
             position = locked_position(session, store.PREDICTIONS)
+            if position < self._position:
+                raise _Wiped
             for batch in batches:
                 if batch.sequence > position:
                     self._count_one(session, batch)
@@ -193,29 +232,34 @@ class Watcher:
         reference = self._references[batch.model, batch.version]
         if reference is None:
             return
-        rule = store.rule(session, batch.model)
-        window = store.open_window(session, batch.model, batch.version)
+        rule, rollout = store.rule(session, batch.model), store.state(session, batch.model).rollout
+        window = store.open_window(session, batch.model, batch.version, rollout)
         closed, left = windows.add(window, batch, reference, rule.window_rows)
-        store.keep_open_window(session, batch.model, batch.version, left)
-        for one in closed:
-            store.keep_judged(session, batch.model, episodes.judge(batch.version, one, reference, rule))
+        store.keep_open_window(session, batch.model, batch.version, rollout, left)
+        for part, one in enumerate(closed):
+            store.keep_judged(session, batch.model, rollout, episodes.judge(batch.version, one, reference, rule, part))
 
     async def _conclude(self) -> None:
         """Say what follows from each judged window, in their order; again after a crash in between."""
         with self._database.read() as session:
-            rows = store.undecided(session)
-        for row in rows:
-            judged = row.judged["window"]
-            cause = derived_id(
-                row.model, "window", str(row.version), str(judged["first"]), str(judged["last"]), str(row.id)
-            )
-            await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause)
+            rows = [(row, store.state(session, row.model).hops) for row in store.undecided(session)]
+        for row, hops in rows:
+            cause = _cause(row)
+            await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause, hops=hops)
             with self._database.write() as session:
                 store.mark_decided(session, row.id or 0)
 
 
+def _cause(row: store.JudgedRow) -> str:
+    """The same for the same predictions, however often they were counted."""
+    window, part = row.judged["window"], row.judged.get("part", 0)
+    place = (row.version, row.rollout, window["first"], window["last"], part)
+    return derived_id(row.model, "window", *map(str, place))
+
+
 def _follows(row: store.JudgedRow, session: Session) -> Sequence[Event]:
-    rule = store.rule(session, row.model)
+    state, rule = store.state(session, row.model), store.rule(session, row.model)
+    if row.rollout != state.rollout:
+        return []
     # Windows of other versions and those without a verdict may lie between those that count.
-    latest = store.judged_up_to(session, row.model, row.id or 0, 4 * rule.windows)
-    return episodes.decide(store.state(session, row.model), latest, rule)
+    return episodes.decide(state, store.judged_up_to(session, row, 4 * rule.windows), rule)

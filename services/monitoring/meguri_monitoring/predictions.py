@@ -101,6 +101,14 @@ def append(table_uri: str, batches: Sequence[Batch]) -> int:
         raise TableBusy(f"{table_uri} has another writer: {error}") from error
 
 
+def kept_up_to(table_uri: str) -> int:
+    """Return the last sequence that the table of a version has; 0 when there is no table."""
+    try:
+        return DeltaTable(table_uri).transaction_version(_WRITER) or 0
+    except TableNotFoundError:
+        return 0
+
+
 def find(table_uri: str, prediction_id: str) -> dict[str, Any] | None:
     """Return the prediction with this id, column by column; the first row of a request when the id is the request's."""
     try:

@@ -1,4 +1,4 @@
-"""Events into the tables of monitoring. Predictions are no events of the log; `handlers.Watcher` counts them."""
+"""Events into the tables of monitoring, but for the windows: they follow from predictions, which `handlers.Watcher` counts."""
 
 from sqlmodel import Session
 
@@ -11,15 +11,14 @@ HEARS = (SpecApplied, RolloutChanged, DriftDetected, EpisodeResolved)
 
 def evolve(session: Session, event: Event, message: Message) -> None:
     rule = event.spec.monitor if isinstance(event, SpecApplied) else store.rule(session, event.key)
-    store.keep(session, episodes.evolve(store.state(session, event.key), event), rule)
+    state = store.state(session, event.key)
+    store.keep(session, episodes.evolve(state, event, message.sequence, message.hops), rule)
     match event:
         case RolloutChanged(plan=plan):
             version = store.VersionRow(
                 model=event.model, version=plan.champion.version, profile=plan.champion.profile.model_dump()
             )
             session.merge(version)
-            # A rollback must not count on from where its version was taken out of service.
-            store.forget_windows(session, event.model)
         case DriftDetected():
             episode = store.EpisodeRow(
                 episode=event.episode,

@@ -1,15 +1,16 @@
 """Tables of monitoring: what it knows of models, open windows, judged windows, episodes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, Column, DateTime, LargeBinary, delete, update
+from sqlalchemy import JSON, Column, DateTime, Integer, LargeBinary, text
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG, Position
-from meguri_contracts.errors import NotFound
+from meguri_contracts.errors import NotFound, TemporaryError
 from meguri_contracts.events import Artifact
 from meguri_contracts.spec import Monitor
 from meguri_monitoring.episodes import Judged, State
@@ -19,6 +20,16 @@ _STATE = TypeAdapter(State)
 _JUDGED = TypeAdapter(Judged)
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""
+_IN_COLUMNS = {"rollout", "hops"}
+"""Of a state, what has columns of its own: replicas that do not know of it yet leave those alone."""
+
+
+class Behind(TemporaryError):
+    """The tables that follow from the log stand before the windows: they are being made again."""
+
+
+def _number() -> Any:
+    return Column(BIG, nullable=False, server_default=text("0"))
 
 
 class ModelRow(SQLModel, table=True):
@@ -27,6 +38,8 @@ class ModelRow(SQLModel, table=True):
     name: str = Field(primary_key=True)
     rule: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     state: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    rollout: int = Field(default=0, sa_column=_number())
+    hops: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class VersionRow(SQLModel, table=True):
@@ -58,6 +71,8 @@ class OpenWindowRow(SQLModel, table=True):
     model: str = Field(primary_key=True)
     version: int = Field(primary_key=True)
     window: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    rollout: int = Field(default=0, sa_column=_number())
+    """Sequence of the rollout that it belongs to."""
 
 
 class JudgedRow(SQLModel, table=True):
@@ -71,7 +86,9 @@ class JudgedRow(SQLModel, table=True):
     judged: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     decided: bool = False
     stale: bool = False
-    """Whether another rollout came after it."""
+    """Only older replicas ask: whether another rollout came after it. A later migration drops it."""
+    rollout: int = Field(default=0, sa_column=_number())
+    """Sequence of the rollout that it belongs to."""
 
 
 TABLES = (ModelRow, VersionRow, EpisodeRow)
@@ -80,7 +97,9 @@ TABLES = (ModelRow, VersionRow, EpisodeRow)
 
 def state(session: Session, model: str) -> State:
     row = session.get(ModelRow, model)
-    return _STATE.validate_python(row.state) if row else State(model=model)
+    if row is None:
+        return State(model=model)
+    return replace(_STATE.validate_python(row.state), rollout=row.rollout, hops=row.hops)
 
 
 def rule(session: Session, model: str) -> Monitor:
@@ -90,7 +109,13 @@ def rule(session: Session, model: str) -> Monitor:
 
 
 def keep(session: Session, state: State, rule: Monitor) -> None:
-    row = ModelRow(name=state.model, rule=rule.model_dump(), state=_STATE.dump_python(state, mode="json"))
+    row = ModelRow(
+        name=state.model,
+        rule=rule.model_dump(),
+        state=_STATE.dump_python(state, mode="json", exclude=_IN_COLUMNS),
+        rollout=state.rollout,
+        hops=state.hops,
+    )
     session.merge(row)
 
 
@@ -110,29 +135,31 @@ def reference(session: Session, model: str, version: int) -> Artifact | None:
     return Artifact.model_validate(row.profile) if row else None
 
 
-def position(session: Session) -> int:
-    """Return how far the predictions are counted into windows."""
+def position(session: Session) -> int | None:
+    """Return how far the predictions are counted into windows; None when that was never begun, or everything is lost."""
     row = session.get(Position, PREDICTIONS)
-    return row.sequence if row else 0
+    return row.sequence if row else None
 
 
-def open_window(session: Session, model: str, version: int) -> Window:
+def open_window(session: Session, model: str, version: int, rollout: int) -> Window:
+    """Return the window that a version fills; a new one if the last one was of an earlier rollout. Raises Behind."""
     row = session.get(OpenWindowRow, (model, version))
-    return Window.from_bytes(row.window) if row else Window()
+    if row is None:
+        return Window()
+    if rollout < row.rollout:
+        raise Behind(f"windows of {model} are of rollout {row.rollout}, the tables know {rollout}")
+    window = Window.from_bytes(row.window)
+    return window if row.rollout == rollout else Window(last=window.last)
 
 
-def keep_open_window(session: Session, model: str, version: int, window: Window) -> None:
-    session.merge(OpenWindowRow(model=model, version=version, window=window.to_bytes()))
+def keep_open_window(session: Session, model: str, version: int, rollout: int, window: Window) -> None:
+    """Keep the window that a version fills, in place of that of an earlier rollout."""
+    session.merge(OpenWindowRow(model=model, version=version, rollout=rollout, window=window.to_bytes()))
 
 
-def forget_windows(session: Session, model: str) -> None:
-    """Drop the open windows of a model, and conclude nothing any more from those that were judged."""
-    session.exec(delete(OpenWindowRow).where(col(OpenWindowRow.model) == model))
-    session.exec(update(JudgedRow).where(col(JudgedRow.model) == model).values(stale=True))
-
-
-def keep_judged(session: Session, model: str, judged: Judged) -> None:
-    session.add(JudgedRow(model=model, version=judged.version, judged=_JUDGED.dump_python(judged, mode="json")))
+def keep_judged(session: Session, model: str, rollout: int, judged: Judged) -> None:
+    kept = _JUDGED.dump_python(judged, mode="json")
+    session.add(JudgedRow(model=model, version=judged.version, rollout=rollout, judged=kept))
 
 
 def undecided(session: Session) -> Sequence[JudgedRow]:
@@ -140,13 +167,13 @@ def undecided(session: Session) -> Sequence[JudgedRow]:
     return session.exec(select(JudgedRow).where(col(JudgedRow.decided).is_(False)).order_by(col(JudgedRow.id))).all()
 
 
-def judged_up_to(session: Session, model: str, last: int, count: int) -> list[Judged]:
-    """Return the latest `count` judged windows of a model up to one, oldest first."""
+def judged_up_to(session: Session, row: JudgedRow, count: int) -> list[Judged]:
+    """Return the latest `count` judged windows of the same rollout up to one, oldest first."""
     query = select(JudgedRow).where(
-        JudgedRow.model == model, col(JudgedRow.id) <= last, col(JudgedRow.stale).is_(False)
+        JudgedRow.model == row.model, JudgedRow.rollout == row.rollout, col(JudgedRow.id) <= row.id
     )
     rows = session.exec(query.order_by(col(JudgedRow.id).desc()).limit(count)).all()
-    return [_JUDGED.validate_python(row.judged) for row in reversed(rows)]
+    return [_JUDGED.validate_python(one.judged) for one in reversed(rows)]
 
 
 def judged_windows(session: Session, model: str, limit: int) -> Sequence[JudgedRow]:
