@@ -1,11 +1,13 @@
 """A service starts in any order, says what it waits for, and goes when it is told to. The registry stands for all of them."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ import httpx
 import pytest
 
 from meguri.provisioning import provision
+from meguri_contracts.topology import LOG
+from meguri_registry.app import build
+from meguri_registry.settings import Settings
 from tests.conftest import ROOT, Broker, free_port, until
+from tests.services import running
 
 
 class Process:
@@ -116,3 +122,18 @@ async def test_a_service_stops_within_a_second_also_while_the_broker_is_away(reg
     await until(says(process, "no connection to the broker"))
 
     assert process.terminate() < 1
+
+
+async def test_a_service_stops_although_a_task_of_it_has_lost_its_cancellation(own_broker, tmp_path):
+    service = build(Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/r.db", var=tmp_path))
+    began = asyncio.Event()
+
+    async def deaf_once() -> None:
+        with suppress(asyncio.CancelledError):
+            began.set()
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    service.follow(service.reader(LOG, ["meguri.events.>"], "deaf"), deaf_once)
+    async with asyncio.timeout(20), running(service):
+        await began.wait()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,9 @@ async def going_on(work: Callable[[], object]) -> AsyncIterator[asyncio.Task[Non
     try:
         yield task
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        while not task.done():
+            # Again, because Python 3.11 loses a cancellation that comes together with an awaited answer.
+            task.cancel()
+            await asyncio.wait([task], timeout=0.25)
+        if not task.cancelled():
+            task.result()

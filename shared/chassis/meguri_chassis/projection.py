@@ -38,7 +38,7 @@ from meguri_chassis.store import (
     move_position,
     utc,
 )
-from meguri_contracts.errors import Conflict, PermanentError, TemporaryError
+from meguri_contracts.errors import Conflict, Newer, PermanentError, TemporaryError
 from meguri_contracts.events import BY_KIND, Event, MessageParked, MessageRedriven
 from meguri_contracts.names import is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG, subject
@@ -124,6 +124,9 @@ class Projection:
         self._reader: Reader | None = None
         self.trouble: str | None = None
         """Why it stands still, in words for an operator; None while all is well."""
+        self.left_alone: set[int] = set()
+        """Sequences of events that an older version of meguri could not read, this one or one before; a replay applies
+        them once they can be read."""
         self.lost: str | None = None
         """Why nothing may be appended: the log has lost what the tables contain."""
 
@@ -141,6 +144,7 @@ class Projection:
         """Follow the log for ever."""
         self._reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "projection", before=lambda: self._require_log(js()))
         await self._move_to(await asyncio.to_thread(self._stored_position))
+        self.left_alone = await asyncio.to_thread(self._left_alone)
         async for batch in self._reader.after(self._begin):
             await self._apply(batch)
             self._read = batch[-1].metadata.sequence.stream
@@ -186,6 +190,7 @@ class Projection:
                 after = await asyncio.to_thread(digest, session, self._tables)
                 if keep:
                     await asyncio.to_thread(_commit, session)
+                    self.left_alone = await asyncio.to_thread(self._left_alone)
                 yield Rebuilding(end, end, before, after)
             finally:
                 await asyncio.to_thread(session.close)
@@ -314,6 +319,10 @@ class Projection:
         """Change the tables by one message; return whether it was an event that does."""
         try:
             event = message.event
+        except Newer as error:
+            logger.warning("event %s at %d changes no table: %s", message.id, message.sequence, error)
+            self.left_alone.add(message.sequence)
+            return False
         except PermanentError as error:
             # Whoever hears it parks it with this reason; the tables only have to get past it.
             logger.info("event %s at %d changes no table: %s", message.id, message.sequence, error)
@@ -322,6 +331,17 @@ class Projection:
             _keep_parked(session, event, message)
         self._evolve(session, event, message)
         return True
+
+    def _left_alone(self) -> set[int]:
+        """Return the sequences of journal entries that were not applied, and are newer or can be read now."""
+        with self._database.read() as session:
+            query = select(JournalEntry).where(col(JournalEntry.applied).is_(False))
+            found: set[int] = set()
+            for entries in session.exec(query).yield_per(100).partitions():
+                unread = [message for message in map(as_message, entries) if _may_be_applied(message)]
+                known = _known(session, unread)
+                found |= {message.sequence for message in unread if (message.kind, message.id) not in known}
+            return found
 
     def _stored_position(self) -> int:
         with self._database.read() as session:
@@ -338,6 +358,15 @@ class Projection:
 def _commit(session: Session) -> None:
     count_rebuild(session.connection(), NAME)
     session.commit()
+
+
+def _may_be_applied(message: Message) -> bool:
+    try:
+        return bool(message.event)
+    except Newer:
+        return True
+    except PermanentError:
+        return False
 
 
 def _known(session: Session, messages: Sequence[Message]) -> set[tuple[str, str]]:

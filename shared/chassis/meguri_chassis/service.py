@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 WAIT = 1.0
 """Seconds between tries while something that was never there is waited for."""
 
+CANCEL_EVERY = 0.25
+"""Seconds between tries to cancel a task."""
+
 AFTER = "Answer from tables that contain the log up to this sequence: for whoever has seen an event there."
 
 STATUS: dict[type[MeguriError], int] = {
@@ -238,9 +241,7 @@ class Service:
         """Let handlers finish what they have in hand, then stop reading, then close the connection."""
         for subscriber in broker.subscribers:
             await subscriber.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _ended(self._tasks)
         try:
             await broker.stop()
         except NatsError as error:
@@ -297,7 +298,12 @@ class Service:
 
     def what_to_look_at(self) -> list[str]:
         """What an operator should look at although this replica works."""
-        return [*self._parked(), *(found for ask in self.warnings if (found := ask()))]
+        return [*self._parked(), *self._left_alone(), *(found for ask in self.warnings if (found := ask()))]
+
+    def _left_alone(self) -> list[str]:
+        left = len(self.projection.left_alone) if self.projection else 0
+        after = f"after the upgrade `meguri replay {self.name}` applies them"
+        return [f"{left} events of newer versions were left alone: {after}"] if left else []
 
     def _parked(self) -> list[str]:
         if self.database is None or self._waiting_for == "the start":
@@ -309,6 +315,15 @@ class Service:
             return [str(error)]
         telemetry.DEAD_LETTERS.set(len(letters))
         return [f"{len(letters)} parked since {letters[0].time:%Y-%m-%d %H:%M}: see `meguri dead`"] if letters else []
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: Python 3.11 loses a cancellation that comes together with an awaited answer."""
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_EVERY)
 
 
 def _die_with_it(task: asyncio.Task[None]) -> None:

@@ -1,5 +1,6 @@
 """A service's own database: SQLite or PostgreSQL with the same code, migrated at start, written by its projection only."""
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import psycopg
 import sqlalchemy
 from alembic import command, op
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from psycopg.abc import Buffer
 from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, Engine, LargeBinary, bindparam, event, exc, select, update
@@ -20,6 +23,8 @@ from sqlmodel import Field, Session, SQLModel, col, create_engine
 from sqlmodel.sql.sqltypes import AutoString
 
 from meguri_contracts.errors import TemporaryError
+
+logger = logging.getLogger(__name__)
 
 BIG = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 """64 bits on both databases; stream sequences and byte counts need them."""
@@ -215,7 +220,10 @@ class Database:
         session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
 
     def migrate(self) -> None:
-        """Bring the tables up to date. Replicas that start together wait for each other."""
+        """Bring the tables up to date. Replicas that start together wait for each other.
+
+        Tables that a newer release has brought further are taken as they are: migrations only add.
+        """
         with _translated():
             if self.is_sqlite and (path := self.engine.url.database):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +232,13 @@ class Database:
             with self.engine.connect().execution_options(**as_writer) as connection:
                 if not self.is_sqlite:
                     connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-                command.upgrade(self.alembic(connection), "head")
+                config = self.alembic(connection)
+                if ahead := _ahead(connection, config):
+                    logger.warning(
+                        "the database is at %s, newer than this code; newer replicas only added to it", ahead
+                    )
+                else:
+                    command.upgrade(config, "head")
                 connection.commit()
 
     def alembic(self, connection: sqlalchemy.Connection) -> Config:
@@ -271,6 +285,13 @@ class Writer:
         """Ask for every row again from now on."""
         self._session.expunge_all()
         self._rows.clear()
+
+
+def _ahead(connection: sqlalchemy.Connection, config: Config) -> str | None:
+    """Return the version of a database that a newer release has migrated; revisions are numbers of four digits."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    newest = ScriptDirectory.from_config(config).get_current_head()
+    return current if current and newest and current.isdigit() and current > newest else None
 
 
 def utc(time: datetime) -> datetime:
