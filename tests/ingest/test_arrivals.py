@@ -12,10 +12,10 @@ import httpx
 import polars as pl
 import pytest
 
-from meguri_contracts.events import DataArrived, DataCommitted, DataRejected
+from meguri_contracts.events import DataArrived, DataCommitted, DataRejected, MessageParked, MessageRedriven
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import ModelSpec
-from meguri_contracts.topology import INGEST_ARRIVALS
+from meguri_contracts.topology import INGEST_ARRIVALS, LOG, subject
 from meguri_ingest.app import build
 from meguri_ingest.settings import Settings
 from meguri_ingest.tables import Batch, DatasetTable
@@ -73,6 +73,46 @@ class Ingest:
         assert answer.status_code == 200, answer.text
         assert answer.json()["status"] != "waiting"
         return answer.json()
+
+    async def redrive(self, parked: int, id: str, body: bytes, source: str | None = "sensor-1") -> int:
+        """Send a dead letter back, as `meguri redrive` does."""
+        sent = headers(id, source) if source else {"ce-id": id}
+        sequence = await self.send(body, sent)
+        redriven = MessageRedriven(
+            consumer=INGEST_ARRIVALS.name, stream=LOG, sequence=parked, event=id, edited=True, actor="test"
+        )
+        await self.wire.say(redriven, id=derived_id(str(parked), redriven.type))
+        return sequence
+
+    async def park(self, sequence: int, id: str) -> None:
+        """Say that an arrival was parked, as ingest does after errors that nobody expects."""
+        parked = MessageParked(
+            consumer=INGEST_ARRIVALS.name,
+            stream=LOG,
+            sequence=sequence,
+            subject=subject(ARRIVED, self.dataset),
+            event=id,
+            producer="sensor-1",
+            deliveries=5,
+            reason="KeyError: 'x'",
+        )
+        await self.wire.say(parked)
+
+    async def has_letter(self, id: str, sequence: int) -> bool:
+        return (await self.receipt(id))["letter"] == sequence
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Let nothing be committed until the block is left: the tables cannot be written."""
+        data, away = self.folder / "data", self.folder / "away"
+        data.mkdir(exist_ok=True)
+        data.rename(away)
+        data.write_text("no folder")
+        try:
+            yield
+        finally:
+            data.unlink()
+            away.rename(data)
 
     async def settle(self) -> None:
         """Return when everything that was sent before is dealt with."""
@@ -166,19 +206,15 @@ async def test_bad_rows_are_set_aside_with_the_reason_and_the_good_ones_committe
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
-        (b'{"records": [', "the body is not JSON"),
-        (b"[1]", "the body is a JSON list, an object is expected"),
-        (b'{"records": 5}', "records: Input should be a valid tuple"),
         (b'{"records": [{"y": 1}]}', "the batch lacks x, label and has undeclared y"),
         (b'{"records": []}', "the batch is empty"),
         (b"{}", "exactly one of 'records' (rows) and 'uri' (a file) is needed"),
         (b'{"records": [], "uri": "file:///x.csv"}', "exactly one of 'records' (rows) and 'uri' (a file) is needed"),
         (body(101, 102, 1), "2 of 3 rows are bad, at most 50% may be"),
-        (body(*range(60_000)), "bytes, at most 1,048,576 are allowed: put the rows into a file and send its uri"),
     ],
-    ids=["no-json", "a-list", "no-rows", "other-columns", "empty", "nothing", "both", "too-many-bad", "too-large"],
+    ids=["other-columns", "empty", "nothing", "both", "too-many-bad"],
 )
-async def test_what_cannot_be_taken_gets_a_receipt_that_says_why(ingest, sent, reason):
+async def test_what_can_be_read_but_not_taken_gets_a_receipt_that_says_why(ingest, sent, reason):
     id_ = name("e")
     await ingest.send(sent, headers(id_))
 
@@ -227,9 +263,35 @@ async def test_a_file_outside_the_roots_is_refused_however_it_is_named(ingest, w
     assert "is not under an allowed root" in receipt["reason"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b'{"records": [', "the body is not JSON"),
+        (b"[1]", "the body is a JSON list, an object is expected"),
+        (b'{"records": 5}', "records: Input should be a valid tuple"),
+        (b'{"dataset": "other"}', "dataset is 'other' in the body"),
+        (body(*range(60_000)), "bytes, at most 1,048,576 are allowed: put the rows into a file and send its uri"),
+    ],
+    ids=["no-json", "a-list", "no-rows", "another-dataset", "too-large"],
+)
+async def test_what_cannot_be_read_is_a_dead_letter_and_its_receipt_says_why(ingest, sent, reason):
+    id_ = name("e")
+    sequence = await ingest.send(sent, headers(id_))
+
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["dataset"], receipt["producer"]) == ("parked", ingest.dataset, "sensor-1")
+    assert (receipt["sequence"], receipt["letter"], receipt["heard"]) == (sequence, sequence, 1)
+    assert reason in receipt["reason"]
+    assert reason in unquote((await ingest.parked(sequence))["meguri-reason"])
+    assert await ingest.wire.said(DataRejected, ingest.dataset) == []
+
+
 @pytest.mark.parametrize("key", ["Upper", "a.b", "x" * 64])
-async def test_what_no_receipt_can_be_written_for_is_a_dead_letter(ingest, key):
-    sequence = await ingest.send(body(1), headers(name("e")), dataset=key)
+async def test_what_names_no_possible_dataset_is_a_dead_letter(ingest, key):
+    id_ = name("e")
+    sequence = await ingest.send(body(1), headers(id_), dataset=key)
+
+    assert (await ingest.receipt(id_))["dataset"] == key
 
     letter = await ingest.parked(sequence)
     assert "which is no name" in unquote(letter["meguri-reason"])
@@ -278,16 +340,83 @@ async def test_an_id_that_another_producer_used_is_a_dead_letter_and_the_first_r
 
 
 @pytest.mark.parametrize("source", ["sensor-1", "sensor-2"])
-async def test_what_cannot_be_read_under_a_used_id_is_refused_and_the_first_receipt_stands(ingest, source):
+async def test_what_cannot_be_read_under_a_used_id_is_a_dead_letter_and_the_first_receipt_stands(ingest, source):
     id_ = name("e")
     await ingest.send(body(1), headers(id_))
     first = await ingest.receipt(id_)
-    await ingest.send(b"no JSON", headers(id_, source))
+    sequence = await ingest.send(b"no JSON", headers(id_, source))
 
-    (rejected,) = await until(lambda: ingest.wire.said(DataRejected, ingest.dataset))
+    await ingest.parked(sequence)
     await ingest.settle()
-    assert (rejected.event, rejected.producer) == (id_, source)
     assert await ingest.receipt(id_) == first
+
+
+# --- what was parked and put right ------------------------------------------------------------------------------------
+
+
+async def test_a_dead_letter_that_is_put_right_is_committed_once(ingest):
+    id_ = name("e")
+    parked = await ingest.send(b'{"records": [', headers(id_))
+    assert (await ingest.receipt(id_))["status"] == "parked"
+    repaired = await ingest.redrive(parked, id_, body(1, 2))
+
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["sequence"], receipt["reason"]) == ("committed", repaired, "")
+    # The letter, the repaired message and the word of it may each come again.
+    await ingest.redrive(parked, id_, body(1, 2))
+    await ingest.settle()
+    assert (await ingest.receipt(id_))["status"] == "committed"
+    assert ingest.stored()["x"].to_list() == [1.0, 2.0, 100.0]
+
+
+async def test_a_producer_that_only_the_repaired_body_names_is_the_producer(ingest):
+    id_ = name("e")
+    parked = await ingest.send(b'{"records": [', {"ce-id": id_})
+    assert (await ingest.receipt(id_))["producer"] == "unknown"
+    await ingest.redrive(parked, id_, body(1, producer="a camera"), source=None)
+
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["producer"]) == ("committed", "a camera")
+
+
+async def test_a_dead_letter_that_is_sent_back_as_it_was_is_parked_again(ingest):
+    id_ = name("e")
+    parked = await ingest.send(b"no JSON", headers(id_))
+    await ingest.receipt(id_)
+    again = await ingest.redrive(parked, id_, b"no JSON")
+
+    await until(lambda: ingest.has_letter(id_, again))
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["letter"], receipt["heard"]) == ("parked", again, 2)
+
+
+async def test_what_could_be_read_and_was_parked_all_the_same_is_committed_when_it_is_sent_back(ingest):
+    id_ = name("e")
+    async with ingest.held():
+        sequence = await ingest.send(body(1), headers(id_))
+        await ingest.park(sequence, id_)
+        assert (await ingest.receipt(id_))["status"] == "parked"
+        await ingest.redrive(sequence, id_, body(1))
+        waiting = (await ingest.http.get(f"/receipts/{id_}")).json()
+        assert (waiting["status"], waiting["reason"]) == ("waiting", "sent back by test")
+
+    assert (await ingest.receipt(id_))["status"] == "committed"
+    await ingest.settle()
+    assert ingest.stored()["x"].to_list() == [1.0, 100.0]
+
+
+async def test_the_id_of_a_letter_that_nobody_could_read_belongs_to_the_first_that_can_be_read(ingest):
+    id_ = name("e")
+    parked = await ingest.send(b"no JSON", headers(id_, "sensor-1"))
+    await ingest.receipt(id_)
+    await ingest.send(body(2), headers(id_, "sensor-2"))
+    assert (await ingest.receipt(id_))["status"] == "committed"
+    late = await ingest.redrive(parked, id_, body(1))
+
+    assert "was used by sensor-2" in unquote((await ingest.parked(late))["meguri-reason"])
+    receipt = await ingest.receipt(id_)
+    assert (receipt["status"], receipt["producer"]) == ("committed", "sensor-2")
+    assert ingest.stored()["x"].to_list() == [2.0]
 
 
 async def test_an_id_that_is_too_long_harms_no_neighbour(ingest):

@@ -22,12 +22,16 @@ def body(**fields: object) -> bytes:
     return json.dumps(fields).encode()
 
 
+PARKED: dict[str, tuple[bytes, str]] = {
+    "bad JSON": (b'{"records": [', "not JSON"),
+    "no object": (b"[1, 2]", "an object is expected"),
+    "invalid UTF-8": (b'{"records": "\xff"}', "not JSON"),
+    "wrong type": (body(records="all of them"), "records"),
+    "another dataset": (body(dataset="other", records=[ROW]), "dataset is 'other' in the body"),
+    "2 MB body": (body(records=[ROW], padding="x" * 2**21), "put the rows into a file"),
+}
 REFUSED: dict[str, tuple[str, Callable[[Laptop], bytes], str]] = {
-    "bad JSON": ("digits", lambda _: b'{"records": [', "not JSON"),
-    "no object": ("digits", lambda _: b"[1, 2]", "an object is expected"),
-    "invalid UTF-8": ("digits", lambda _: b'{"records": "\xff"}', "not JSON"),
     "wrong schema": ("digits", lambda _: body(records=[{"pixel_0": 1}]), "pixel_1"),
-    "wrong type": ("digits", lambda _: body(records="all of them"), "records"),
     "only bad rows": ("digits", lambda _: body(records=[ROW | {"pixel_0": 99}]), "pixel_0 is above the maximum 16"),
     "unknown dataset": ("nowhere", lambda _: body(records=[ROW]), "unknown dataset 'nowhere'"),
     "unknown file": ("digits", lambda laptop: body(uri=f"file://{laptop.var}/incoming/gone.csv"), "gone.csv"),
@@ -37,8 +41,19 @@ REFUSED: dict[str, tuple[str, Callable[[Laptop], bytes], str]] = {
         lambda laptop: body(uri=f"file://{laptop.var}/incoming/../registry.db", format="csv"),
         "registry.db",
     ),
-    "2 MB body": ("digits", lambda _: body(records=[ROW], padding="x" * 2**21), "put the rows into a file"),
 }
+
+
+@pytest.mark.parametrize("what", PARKED)
+async def test_what_cannot_be_read_is_kept_for_repair_with_a_receipt_that_says_why(what: str, meguri: Meguri):
+    payload, reason = PARKED[what]
+    event = f"{uuid4()}"
+
+    await publish("meguri.events.data-arrived.digits", payload, {"Nats-Msg-Id": event})
+    receipt = meguri.receipt(event, wait=20)
+
+    assert (receipt["status"], receipt["dataset"]) == ("parked", "digits")
+    assert reason in receipt["reason"]
 
 
 @pytest.mark.parametrize("what", REFUSED)

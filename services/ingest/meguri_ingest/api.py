@@ -74,7 +74,7 @@ def routes(service: Service, settings: Settings, artifacts: Artifacts) -> APIRou
 
     @router.get("/receipts/{event:path}", tags=["receipts"])
     async def get_receipt(event: str, wait: Annotated[float, Query(ge=0, le=WAIT)] = 0) -> dict[str, Any]:
-        """What became of an event: waiting, committed or rejected and why; its version; the models trained on it.
+        """What became of an event: waiting, committed, rejected or parked and why; its version; the models trained on it.
 
         With `wait`, answers as soon as it is no longer waiting, at the latest after that many seconds.
         """
@@ -125,6 +125,8 @@ def _receipt(service: Service, event: str) -> dict[str, Any] | None:
 
 
 def _is_of(row: store.ReceiptRow, entry: JournalEntry) -> bool:
+    if entry.sequence in (row.sequence, row.letter):
+        return True
     message = as_message(entry)
     try:
         return isinstance(message.event, DataArrived) and row.is_of(message.key, message.source)

@@ -167,7 +167,7 @@ class Lanes:
                         "send the data again with an id of its own"
                     )
                 )
-            elif receipt and receipt.status != "waiting":
+            elif receipt and receipt.is_settled:
                 arrival.succeed()
             else:
                 left.append(arrival)

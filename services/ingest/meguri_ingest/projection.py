@@ -9,12 +9,16 @@ from meguri_contracts.events import (
     DataCommitted,
     DataRejected,
     Event,
+    MessageParked,
+    MessageRedriven,
     ModelRegistered,
     ModelTrained,
     PromotionRejected,
     RolloutChanged,
     SpecApplied,
 )
+from meguri_contracts.names import MAX_ID_LENGTH
+from meguri_contracts.topology import INGEST_ARRIVALS, LOG, subject
 from meguri_ingest.store import DatasetRow, ReceiptRow, UseRow, VersionRow
 
 HEARS = (
@@ -22,6 +26,8 @@ HEARS = (
     DataArrived,
     DataCommitted,
     DataRejected,
+    MessageParked,
+    MessageRedriven,
     ModelTrained,
     ModelRegistered,
     PromotionRejected,
@@ -39,10 +45,11 @@ def evolve(session: Session, event: Event, message: Message) -> None:
         case DataCommitted():
             _commit(session, event, message)
         case DataRejected():
-            row = _receipt(session, event.event, event.dataset, event.producer, message)
-            # Its id may have been that of another arrival, whose receipt stands.
-            if row.status == "waiting" and row.is_of(event.dataset, event.producer):
-                row.status, row.reason = "rejected", event.reason
+            _reject(session, event, message)
+        case MessageParked() if _is_arrival(event):
+            _park(session, event, message)
+        case MessageRedriven() if _is_arrival(event):
+            _send_back(session, event)
         case ModelTrained():
             if session.get(UseRow, event.run) is None:
                 use = UseRow(
@@ -60,8 +67,42 @@ def evolve(session: Session, event: Event, message: Message) -> None:
 
 
 def _open_receipt(session: Session, event: DataArrived, message: Message) -> None:
-    if session.get(ReceiptRow, message.id) is None:
-        _receipt(session, message.id, event.dataset, message.source, message)
+    row = _receipt(session, message.id, event.dataset, message.source, message)
+    # An id belongs to the first arrival that can be read; what could not be read under it only opened the receipt.
+    if not row.is_settled:
+        row.dataset, row.producer = event.dataset, message.source
+        row.sequence, row.arrived = message.sequence, message.time
+        row.status, row.reason, row.letter = "waiting", "", None
+
+
+def _reject(session: Session, event: DataRejected, message: Message) -> None:
+    row = _receipt(session, event.event, event.dataset, event.producer, message)
+    # Its id may have been that of another arrival, whose receipt stands.
+    if not row.is_settled and row.is_of(event.dataset, event.producer):
+        row.status, row.reason = "rejected", event.reason
+
+
+def _is_arrival(event: MessageParked | MessageRedriven) -> bool:
+    return (event.consumer, event.stream) == (INGEST_ARRIVALS.name, LOG)
+
+
+def _park(session: Session, event: MessageParked, message: Message) -> None:
+    dataset = event.subject.removeprefix(subject(DataArrived.kind(), ""))[:MAX_ID_LENGTH]
+    is_new = session.get(ReceiptRow, event.event) is None
+    row = _receipt(session, event.event, dataset, event.producer, message)
+    if is_new:
+        row.sequence = event.sequence
+    # What is parked under a used id says nothing about the arrival that has the receipt, unless that was sent back as this.
+    is_its_own = row.sequence == event.sequence or row.letter is not None
+    if is_its_own and not row.is_settled and row.is_of(dataset, event.producer):
+        row.status, row.reason, row.letter = "parked", event.reason, event.sequence
+
+
+def _send_back(session: Session, event: MessageRedriven) -> None:
+    row = session.get(ReceiptRow, event.event)
+    if row and row.status == "parked" and row.letter == event.sequence:
+        row.status, row.reason = "waiting", f"sent back by {event.actor}"
+        session.add(row)
 
 
 def _commit(session: Session, event: DataCommitted, message: Message) -> None:
@@ -77,7 +118,7 @@ def _commit(session: Session, event: DataCommitted, message: Message) -> None:
     )
     for part in event.events:
         row = _receipt(session, part.event, event.dataset, part.producer, message)
-        row.status, row.dataset_version = "committed", event.version
+        row.status, row.reason, row.dataset_version = "committed", "", event.version
         row.rows, row.quarantined = part.rows, part.quarantined
 
 

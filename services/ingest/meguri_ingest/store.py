@@ -39,7 +39,7 @@ class VersionRow(SQLModel, table=True):
 
 
 class ReceiptRow(SQLModel, table=True):
-    """What became of an arrival: waiting, committed, rejected."""
+    """What became of an arrival: waiting, committed, rejected, or parked until somebody puts it right."""
 
     __tablename__ = "ingest_receipt"
 
@@ -53,6 +53,13 @@ class ReceiptRow(SQLModel, table=True):
     dataset_version: int | None = None
     rows: int = 0
     quarantined: int = 0
+    letter: int | None = Field(default=None, sa_column=Column(BIG, nullable=True))
+    """Sequence of the message that was parked last, also after it was sent back."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether this is the last word."""
+        return self.status in ("committed", "rejected")
 
     def is_of(self, dataset: str, producer: str) -> bool:
         """Whether an arrival with this id is the same one, or another one that took a used id."""
