@@ -44,6 +44,7 @@ async def hearing(
     decider: Decider | None = None,
     refuse: bus.Refuse | None = None,
     ack_wait: float = 30,
+    together: int = 1,
 ) -> AsyncIterator[NatsBroker]:
     """A process that hears with these handlers, until the block is left."""
     heard = tuple(event for handler in handlers for event in handler.hears)
@@ -53,13 +54,17 @@ async def hearing(
     await client.jetstream().add_consumer(LOG, config(consumer))
     letters = DeadLetters(client.jetstream, EventLog(client.jetstream, "meguri/toy"))
     delivering = Bus(
-        [Hearing(consumer, handlers, refuse)], dead_letters=letters, decider=decider, continue_trace_max_age=60
+        [Hearing(consumer, handlers, refuse, together)],
+        dead_letters=letters,
+        decider=decider,
+        continue_trace_max_age=60,
     )
     delivering.subscribe(nats)
     await nats.start()
     try:
         yield nats
     finally:
+        await delivering.stop(nats, patience=1)
         await nats.stop()
 
 
@@ -295,3 +300,57 @@ async def test_a_failing_message_does_not_keep_the_others_waiting(own, own_broke
         await until(lambda: len(heard) == 2)
 
     assert sorted(heard) == ["a", "b"]
+
+
+async def test_a_message_that_finds_all_hands_full_is_not_delivered_again_for_that(own, own_broker):
+    busy, released, deliveries = [], asyncio.Event(), []
+
+    @hears(TrainingRequested)
+    async def hold(event: TrainingRequested, message: Any) -> None:
+        busy.append(message.id)
+        deliveries.append(message.deliveries)
+        await released.wait()
+
+    async with hearing(own_broker, hold, ack_wait=0.3, together=2):
+        for i in range(5):
+            await own.say(REQUEST, id=f"cause-{i}")
+        await until(lambda: len(busy) == 2)
+        info = await own.js.consumer_info(LOG, NAME)
+        assert info.num_ack_pending == 2
+        # Longer than the broker waits for a sign of life: another consumer's redelivery tells that the time has passed.
+        await _after_a_redelivery(own, ack_wait=1)
+        released.set()
+        await until(lambda: all_done(own))
+
+    assert sorted(busy) == [f"cause-{i}" for i in range(5)]
+    assert deliveries == [1] * 5
+
+
+async def _after_a_redelivery(own: Wire, ack_wait: float) -> None:
+    """Return when the broker has delivered a message again that another consumer kept for so many seconds."""
+    lazy = Consumer("toy-lazy", (TrainingRequested,), ack_wait)
+    await own.js.add_consumer(LOG, config(lazy))
+    pulled = await own.js.pull_subscribe_bind(lazy.name, stream=LOG)
+    [first] = await pulled.fetch(1)
+    while True:
+        [msg] = await pulled.fetch(1, timeout=10)
+        if msg.metadata.sequence.stream == first.metadata.sequence.stream:
+            return
+
+
+async def test_what_is_in_hand_is_finished_before_the_service_goes(own, own_broker):
+    began, released, done = asyncio.Event(), asyncio.Event(), []
+
+    @hears(TrainingRequested)
+    async def hold(event: TrainingRequested, message: Any) -> None:
+        began.set()
+        await released.wait()
+        done.append(message.id)
+
+    async with hearing(own_broker, hold, together=2):
+        await own.say(REQUEST, id="cause")
+        await began.wait()
+        asyncio.get_running_loop().call_soon(released.set)
+
+    assert done == ["cause"]
+    assert (await own.js.consumer_info(LOG, NAME)).num_ack_pending == 0

@@ -104,13 +104,29 @@ class Bus:
         self._decider = decider
         self._max_age = continue_trace_max_age
         self._keys = _Keys()
+        self._in_hand: set[asyncio.Task[None]] = set()
 
     def subscribe(self, broker: NatsBroker) -> None:
         """Bind every hearing to its durable consumer; the broker delivers from its start on."""
         for hearing in self._hearings:
             self._subscribe(broker, hearing)
 
+    async def stop(self, broker: NatsBroker, *, patience: float) -> None:
+        """Ask for nothing more, and give what is in hand so many seconds to be done; what is not is delivered again."""
+        until = time.monotonic() + patience
+        for stopped in await asyncio.gather(*(one.stop() for one in broker.subscribers), return_exceptions=True):
+            if isinstance(stopped, NatsError):
+                logger.warning("the broker was away at the end: %r", stopped)
+            elif stopped:
+                raise stopped
+        if self._in_hand:
+            _, undone = await asyncio.wait(self._in_hand, timeout=max(0, until - time.monotonic()))
+            for task in undone:
+                task.cancel()
+
     def _subscribe(self, broker: NatsBroker, hearing: Hearing) -> None:
+        hands = asyncio.Semaphore(hearing.together)
+
         @broker.subscriber(
             hearing.consumer.subjects[0],
             stream=JStream(LOG, declare=False),
@@ -118,13 +134,19 @@ class Bus:
             # One message a request: the client keeps a request for more open until it expires, now and then, although
             # messages have come (nats-py 2.16), and each of them would wait for that.
             pull_sub=PullSub(batch_size=1, timeout=FETCH_EXPIRES),
-            max_workers=hearing.together,
             ack_policy=AckPolicy.MANUAL,
             decoder=_as_it_is,
             title=hearing.consumer.name,
         )
         async def deliver(msg: Any) -> None:
-            await self._deliver(hearing, msg)
+            await hands.acquire()
+            task = asyncio.create_task(self._deliver(hearing, msg))
+            self._in_hand.add(task)
+            task.add_done_callback(self._in_hand.discard)
+            task.add_done_callback(lambda _: hands.release())
+            # The next one is asked for when there is a hand for it: one that only waits would give no sign of life.
+            async with hands:
+                pass
 
     async def _deliver(self, hearing: Hearing, msg: Msg) -> None:
         message, began = Message.read(msg), time.perf_counter()

@@ -95,6 +95,7 @@ class Service:
         self._at_start: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._client: Client | None = None
+        self._bus: Bus | None = None
         self._waiting_for: str | None = "the start"
         self._connected = False
         self._stopping = False
@@ -196,13 +197,13 @@ class Service:
             self._spawn(self.projection.run(self.jetstream))
         for run in self._at_start:
             self._spawn(run())
-        bus = Bus(
+        self._bus = Bus(
             self._hearings,
             dead_letters=self.dead_letters,
             decider=self.decider,
             continue_trace_max_age=self.settings.continue_trace_max_age,
         )
-        bus.subscribe(broker)
+        self._bus.subscribe(broker)
         await self._until("its consumers", broker.start)
         self._waiting_for = None
         logger.info("ready on port %d", self.settings.port)
@@ -239,8 +240,8 @@ class Service:
 
     async def _stop(self, broker: NatsBroker) -> None:
         """Let handlers finish what they have in hand, then stop reading, then close the connection."""
-        for subscriber in broker.subscribers:
-            await subscriber.stop()
+        if self._bus:
+            await self._bus.stop(broker, patience=self.settings.graceful_timeout)
         await _ended(self._tasks)
         try:
             await broker.stop()
