@@ -35,7 +35,8 @@ def main() -> int:
     try:
         with Laptop(Path(os.environ.get("MEGURI_VAR", "var"))) as laptop:
             fits = int(os.environ.get("MEGURI_FITS_IN_FLIGHT") or TRAINING_FITS.max_ack_pending)
-            asyncio.run(provision(broker(), fits_in_flight=fits))
+            log_max_bytes = int(os.environ.get("MEGURI_LOG_MAX_BYTES") or -1)
+            asyncio.run(provision(broker(), fits_in_flight=fits, log_max_bytes=log_max_bytes))
             wait_until_ready(laptop)
             print(f"broker and {len(SERVICES)} services are ready after {time.monotonic() - began:.1f} s", flush=True)
             observed = runpy.run_path("examples/digits/story.py")["play"](laptop)

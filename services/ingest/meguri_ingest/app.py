@@ -10,6 +10,7 @@ from meguri_chassis.store import Database
 from meguri_contracts.topology import INGEST_ARRIVALS
 from meguri_ingest import api, projection, store
 from meguri_ingest.arrivals import Lanes
+from meguri_ingest.budget import Budget
 from meguri_ingest.handlers import Receiver
 from meguri_ingest.settings import Settings
 
@@ -22,6 +23,7 @@ def build(settings: Settings | None = None) -> Service:
     tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES, keeps_the_rest=True)
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     artifacts = Artifacts(settings.artifacts_url)
+    budget = Budget(settings.memory_bytes)
     lanes = Lanes(
         log=service.log,
         database=database,
@@ -30,8 +32,10 @@ def build(settings: Settings | None = None) -> Service:
         # Uploads are kept as artifacts, so that their events are references like all others.
         roots=[*settings.roots.split(","), artifacts.url],
         max_file_bytes=settings.max_file_bytes,
+        budget=budget,
     )
     receiver = Receiver(service.log, lanes)
     service.hear(Hearing(INGEST_ARRIVALS, [receiver.take], refuse=receiver.refuse, together=settings.arrivals_in_hand))
-    service.app.include_router(api.routes(service, settings, artifacts))
+    service.warnings.append(lanes.warning)
+    service.app.include_router(api.routes(service, settings, artifacts, lanes, budget))
     return service

@@ -19,8 +19,9 @@ from meguri_contracts.events import DataArrived, DataCommitted
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Dataset
 from meguri_ingest import fetching, reading, store, tables
+from meguri_ingest.budget import Budget
 from meguri_ingest.checks import Checked, check
-from meguri_ingest.tables import Batch, DatasetTable, LostRace
+from meguri_ingest.tables import Batch, DatasetTable, LostRace, StorageTrouble
 
 TOGETHER = 256
 """Arrivals that go into one commit at most."""
@@ -67,6 +68,7 @@ class Lanes:
         data_url: str,
         roots: Sequence[str],
         max_file_bytes: int,
+        budget: Budget,
     ) -> None:
         self._log = log
         self._database = database
@@ -74,6 +76,8 @@ class Lanes:
         self._data_url = data_url
         self._roots = roots
         self._max_file_bytes = max_file_bytes
+        self._budget = budget
+        self._trouble: dict[str, str] = {}
         self._waiting: dict[str, list[Arrival]] = {}
         self._driving: dict[str, asyncio.Task[None]] = {}
 
@@ -85,6 +89,15 @@ class Lanes:
             self._driving[event.dataset] = asyncio.create_task(self._drive(event.dataset))
         await arrival.done
 
+    def trouble(self, dataset: str) -> str | None:
+        """Why arrivals of a dataset wait, in words for an operator; None while they do not."""
+        return self._trouble.get(dataset)
+
+    def warning(self) -> str | None:
+        """Why arrivals of some datasets wait."""
+        said = [f"arrivals for {dataset} wait: {trouble}" for dataset, trouble in sorted(self._trouble.items())]
+        return "; ".join(said) or None
+
     async def _drive(self, dataset: str) -> None:
         try:
             while waiting := self._waiting.pop(dataset, None):
@@ -94,8 +107,11 @@ class Lanes:
                 try:
                     await self._settle(dataset, now)
                 except Exception as error:  # noqa: BLE001 - each arrival's delivery answers it: later again, or set aside
+                    self._trouble[dataset] = str(error)
                     for arrival in now:
                         arrival.fail(error)
+                else:
+                    self._trouble.pop(dataset, None)
         finally:
             del self._driving[dataset]
 
@@ -108,9 +124,32 @@ class Lanes:
             for arrival in arrivals:
                 arrival.fail(error)
             return
-        read = await asyncio.gather(
-            *(self._read(arrival, declared) for arrival in await self._without_settled(arrivals))
-        )
+        left = await self._without_settled(arrivals)
+        sizes = await asyncio.gather(*(self._size(arrival) for arrival in left))
+        sized = [(arrival, size) for arrival, size in zip(left, sizes, strict=True) if size is not None]
+        while sized:
+            now, held = await self._what_fits(sized)
+            try:
+                await self._read_and_commit(dataset, now, declared)
+            finally:
+                self._budget.give_back(held)
+            sized = sized[len(now) :]
+
+    async def _what_fits(self, sized: Sequence[tuple[Arrival, int]]) -> tuple[list[Arrival], int]:
+        """The arrivals that there is memory for, the first in any case, with the bytes that were taken for them."""
+        (first, held), *others = sized
+        await self._budget.take(held)
+        now = [first]
+        for arrival, size in others:
+            # To wait for more with these in hand could be to wait for another lane that does the same.
+            if not self._budget.try_take(size):
+                break
+            now.append(arrival)
+            held += size
+        return now, held
+
+    async def _read_and_commit(self, dataset: str, arrivals: Sequence[Arrival], declared: Dataset) -> None:
+        read = await asyncio.gather(*(self._read(arrival, declared) for arrival in arrivals))
         checked = [(arrival, rows) for arrival, rows in read if rows is not None]
         for _ in range(RACES):
             try:
@@ -142,6 +181,11 @@ class Lanes:
     async def _say_what_was_not_said(self, dataset: str, table: DatasetTable) -> None:
         with self._database.read() as session:
             known = store.last_version(session, dataset)
+        if known is not None and table.version < known:
+            raise StorageTrouble(
+                f"{table.uri} ends at version {table.version}, but version {known} was said: "
+                "its files are lost or not mounted; put them back"
+            )
         for committed in await asyncio.to_thread(table.said_since, known):
             first = committed.events[0].event
             await self._say(committed, first, first, [])
@@ -149,7 +193,9 @@ class Lanes:
     async def _say(self, committed: DataCommitted, cause: str, journey: str, causes: Sequence[dict[str, str]]) -> None:
         id_ = derived_id(committed.dataset, committed.type, str(committed.version), committed.digest)
         links = causes if committed.starts_trace else ()
-        sequence = await self._log.append(committed, id=id_, cause=cause, journey=journey, causes=links)
+        with self._database.read() as session:
+            hops = store.hops(session, committed.causes)
+        sequence = await self._log.append(committed, id=id_, cause=cause, journey=journey, hops=hops, causes=links)
         await self._projection.reached(sequence)
 
     async def _without_settled(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
@@ -172,6 +218,19 @@ class Lanes:
             else:
                 left.append(arrival)
         return left
+
+    async def _size(self, arrival: Arrival) -> int | None:
+        """Bytes that are read for an arrival; None if it was answered, because they cannot be."""
+        event = arrival.event
+        if event.uri is None or event.records is not None:
+            return len(arrival.message.body)
+        try:
+            size = await asyncio.to_thread(fetching.size_of, event.uri, self._roots)
+        except MeguriError as error:
+            arrival.fail(error)
+            return None
+        # What is too large will be refused without being read.
+        return size if size <= self._max_file_bytes else 0
 
     async def _read(self, arrival: Arrival, declared: Dataset) -> tuple[Arrival, Checked | None]:
         try:

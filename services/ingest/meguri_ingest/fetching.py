@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -32,12 +33,36 @@ class Unreachable(TemporaryError):
     """The store that a uri names does not answer, or not as it should."""
 
 
+def size_of(uri: str, roots: Sequence[str]) -> int:
+    """Return how many bytes are at `uri`. Raises what `open_uri` raises."""
+    where = _below(uri, roots)
+    if isinstance(where, Path):
+        with _file_errors(uri):
+            return where.stat().st_size
+    with _store_errors(uri):
+        return int(obstore.head(_store(where), where.key)["size"])
+
+
 def open_uri(uri: str, roots: Sequence[str], *, limit: int) -> bytes:
     """Return the bytes at `uri`, at most `limit` of them.
 
     `roots` are URLs such as file:///srv/incoming or s3://bucket/prefix. Raises NotAllowed outside of all of them, NotFound,
     TooLarge, Unreadable, and Unreachable when the store is in trouble.
     """
+    where = _below(uri, roots)
+    return _open_file(where, uri, limit) if isinstance(where, Path) else _open_object(where, uri, limit)
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A key in an object store."""
+
+    root: str
+    key: str
+
+
+def _below(uri: str, roots: Sequence[str]) -> Path | _Object:
+    """Where `uri` points to. Raises NotAllowed unless that is below a root."""
     try:
         parts = urlsplit(uri)
     except ValueError as error:
@@ -50,9 +75,9 @@ def open_uri(uri: str, roots: Sequence[str], *, limit: int) -> bytes:
         if parts.scheme == "file":
             path = _path(parts)
             if path is not None and (base := _path(root)) is not None and path.is_relative_to(base):
-                return _open_file(path, uri, limit)
+                return path
         elif root.netloc == parts.netloc and (key := _key(parts, root)) is not None:
-            return _open_object(root.geturl(), key, uri, limit)
+            return _Object(root.geturl(), key)
     raise NotAllowed(uri, roots)
 
 
@@ -65,14 +90,19 @@ def _path(parts: SplitResult) -> Path | None:
 
 
 def _open_file(path: Path, uri: str, limit: int) -> bytes:
+    with _file_errors(uri), open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable(f"{uri!r} is not a plain file")
+        if status.st_size > limit:
+            raise _too_large(uri, status.st_size, limit)
+        return file.read(status.st_size)
+
+
+@contextmanager
+def _file_errors(uri: str) -> Iterator[None]:
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Unreadable(f"{uri!r} is not a plain file")
-            if status.st_size > limit:
-                raise _too_large(uri, status.st_size, limit)
-            return file.read(status.st_size)
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"there is nothing at {uri!r}") from error
     except OSError as error:
@@ -94,13 +124,16 @@ def _key(parts: SplitResult, root: SplitResult) -> str | None:
     return "/".join(below)
 
 
-def _open_object(root: str, key: str, uri: str, limit: int) -> bytes:
+def _open_object(where: _Object, uri: str, limit: int) -> bytes:
     with _store_errors(uri):
-        store = obstore.store.from_url(root, client_options=_CLIENT, retry_config=_RETRIES)
-        found = obstore.get(store, key)
+        found = obstore.get(_store(where), where.key)
         if found.meta["size"] > limit:
             raise _too_large(uri, found.meta["size"], limit)
         return bytes(found.bytes())
+
+
+def _store(where: _Object) -> obstore.store.ObjectStore:
+    return obstore.store.from_url(where.root, client_options=_CLIENT, retry_config=_RETRIES)
 
 
 @contextmanager

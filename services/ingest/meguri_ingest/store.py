@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import JSON, Column, DateTime
 from sqlmodel import Field, Session, SQLModel, col, func, select
 
+from meguri_chassis import projection
+from meguri_chassis.projection import as_message, recorded
 from meguri_chassis.store import BIG, JournalEntry
 from meguri_contracts.errors import NotFound
 from meguri_contracts.events import DataArrived
@@ -115,6 +117,26 @@ def sent(session: Session, event: str) -> Sequence[JournalEntry]:
     """Return every arrival with an id as the log has it, oldest first."""
     query = select(JournalEntry).where(JournalEntry.event_id == event, JournalEntry.kind == DataArrived.kind())
     return session.exec(query.order_by(col(JournalEntry.sequence))).all()
+
+
+def arrivals_between(session: Session, after: int, until: int) -> int:
+    """Return how many arrivals the log has after a sequence and up to another."""
+    query = select(func.count()).select_from(JournalEntry).where(JournalEntry.kind == DataArrived.kind())
+    return session.exec(query.where(col(JournalEntry.sequence) > after, col(JournalEntry.sequence) <= until)).one()
+
+
+def hops(session: Session, events: Sequence[str]) -> int:
+    """Return how many reactions lie between what follows from these arrivals and what came from outside."""
+    return 1 + min((_hops(session, event) for event in events), default=0)
+
+
+def _hops(session: Session, event: str) -> int:
+    entry = recorded(session, event)
+    message = as_message(entry) if entry else None
+    if message is None or message.hops or message.cause in ("", message.id):
+        return message.hops if message else 0
+    before = projection.hops(session, message.cause)
+    return 0 if before is None else before + 1
 
 
 def receipts(session: Session, dataset: str | None, status: str | None, limit: int) -> Sequence[ReceiptRow]:

@@ -80,6 +80,11 @@ class DatasetTable:
         with _translated(uri):
             self._table = _opened(uri)
 
+    @property
+    def version(self) -> int:
+        """The last version; -1 before the first."""
+        return -1 if self._table is None else int(self._table.version())
+
     def said_since(self, version: int | None) -> list[DataCommitted]:
         """Return what was said about the versions after `version`, all for None; oldest first. Maintenance says nothing."""
         if self._table is None:

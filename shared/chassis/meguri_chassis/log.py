@@ -27,7 +27,7 @@ from meguri_chassis import telemetry
 from meguri_contracts.errors import Malformed, Newer, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
 from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
-from meguri_contracts.topology import EVENT_PREFIX, LOG, MAX_INLINE_BYTES, key_subjects, subject
+from meguri_contracts.topology import EVENT_PREFIX, FULL, LOG, MAKE_ROOM, MAX_INLINE_BYTES, key_subjects, subject
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,6 @@ APPEND_PATIENCE = 30.0
 """Seconds over which an append is tried again, with the same id, before it is given up as a TemporaryError."""
 WRONG_LAST_SEQUENCE = 10071
 """The broker's error code for an append that expected another last sequence."""
-FULL = {10047, 10077}
-"""The broker's error codes for no more storage, and for a stream at its limit of bytes."""
 WRONG_LAST_ID = 10070
 """The broker's error code for an append that expected another last message id."""
 STORED = "meguri-stored"
@@ -91,6 +89,8 @@ class Message:
     headers: Mapping[str, str]
     body: bytes
     deliveries: int = 1
+    cause: str = ""
+    """Id of the event that this is a reaction to, if the sender said so."""
 
     @classmethod
     def read(cls, msg: Msg) -> Self:
@@ -126,6 +126,7 @@ class Message:
             headers=headers,
             body=body,
             deliveries=deliveries,
+            cause=attributes.get("causeid", ""),
         )
 
     @property
@@ -266,6 +267,8 @@ class EventLog:
         self._source = source
         self.closed: Callable[[], str | None] = lambda: None
         """Why nothing may be appended at the moment, in words for an operator; None while all is well."""
+        self.full: str | None = None
+        """Why the last append was refused for want of room, in words for an operator; None once there is room."""
 
     async def append(
         self,
@@ -319,7 +322,13 @@ class EventLog:
         return {name.rpartition(".")[2] for name in info.state.subjects or {}}
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
-        return await publish(self._js(), LOG, subject, body, headers)
+        try:
+            ack = await publish(self._js(), LOG, subject, body, headers)
+        except LogFull as error:
+            self.full = str(error)
+            raise
+        self.full = None
+        return ack
 
 
 def ce_headers(event: Event, *, id: str, source: str, time: datetime) -> dict[str, str]:
@@ -367,7 +376,9 @@ async def publish(
             if error.err_code == WRONG_LAST_ID:
                 raise MovedOn(f"{subject}: the key has a later event than the decision rests on") from error
             if error.err_code in FULL:
-                raise LogFull(f"{stream} is full, nothing was accepted: {error.description}") from error
+                raise LogFull(
+                    f"{stream} is full, the event was not accepted: {error.description}; {MAKE_ROOM}"
+                ) from error
             reason: Exception = error
         except (NatsError, OSError, TimeoutError) as error:
             # The publish may still have arrived; the same id makes the next try harmless.

@@ -299,7 +299,8 @@ class Service:
 
     def what_to_look_at(self) -> list[str]:
         """What an operator should look at although this replica works."""
-        return [*self._parked(), *self._left_alone(), *(found for ask in self.warnings if (found := ask()))]
+        full = [self.log.full] if self.log.full else []
+        return [*full, *self._parked(), *self._left_alone(), *(found for ask in self.warnings if (found := ask()))]
 
     def _left_alone(self) -> list[str]:
         left = len(self.projection.left_alone) if self.projection else 0

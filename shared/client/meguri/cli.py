@@ -30,6 +30,12 @@ FITS = (
 )
 
 
+LOG_LIMIT = (
+    "Bytes that the log may have; -1 for no limit. At the limit nothing is deleted: who publishes is refused and told so "
+    "(HTTP 503), services wait and say so, and all goes on once this is raised."
+)
+
+
 def _answer(command: Callable[..., None]) -> Callable[..., None]:
     """Turn what went wrong into one line and exit code 1."""
 
@@ -64,10 +70,13 @@ def provision_(
     fits_in_flight: Annotated[int, typer.Option(min=1, envvar="MEGURI_FITS_IN_FLIGHT", help=FITS)] = (
         TRAINING_FITS.max_ack_pending
     ),
+    log_max_bytes: Annotated[int, typer.Option(envvar="MEGURI_LOG_MAX_BYTES", help=LOG_LIMIT)] = -1,
     as_json: Json = False,
 ) -> None:
     """Create or update the streams and consumers that the services need. Run it before each rollout."""
-    done = asyncio.run(provision(sdk.broker(), replicas=replicas, fits_in_flight=fits_in_flight))
+    done = asyncio.run(
+        provision(sdk.broker(), replicas=replicas, fits_in_flight=fits_in_flight, log_max_bytes=log_max_bytes)
+    )
     _print(as_json, [one.as_dict() for one in done], show.provisioned)
 
 

@@ -11,9 +11,10 @@ from uuid import uuid4
 
 import httpx
 import nats
+from nats.js.errors import APIError
 
 from meguri_contracts.events import DataArrived
-from meguri_contracts.topology import LOG, PORTS, subject
+from meguri_contracts.topology import FULL, LOG, MAKE_ROOM, PORTS, subject
 
 AFTER = "Meguri-After"
 """Header that names the last sequence of the log which the one who asks has seen."""
@@ -35,6 +36,10 @@ class Refused(MeguriClientError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class LogFull(MeguriClientError):
+    """The broker has no room for the event; it was not accepted."""
 
 
 def address(service: str) -> str:
@@ -188,7 +193,10 @@ async def publish(
     producer: str,
     id: str | None = None,
 ) -> str:
-    """Publish rows, or a reference to a file of rows, on the log and return the event's id, once the event is on disk."""
+    """Publish rows, or a reference to a file of rows, on the log and return the event's id, once the event is on disk.
+
+    Raises LogFull.
+    """
     event_id = id or str(uuid4())
     body = {"records": list(records)} if records is not None else {"uri": uri}
     client = await nats.connect(broker().split(","), connect_timeout=5, allow_reconnect=False)
@@ -204,6 +212,10 @@ async def publish(
         await client.jetstream().publish(
             subject(DataArrived.kind(), dataset), json.dumps(body).encode(), stream=LOG, headers=headers
         )
+    except APIError as error:
+        if error.err_code not in FULL:
+            raise
+        raise LogFull(f"the log is full, the event was not accepted: {error.description}; {MAKE_ROOM}") from error
     finally:
         await client.close()
     return event_id

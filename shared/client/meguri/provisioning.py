@@ -37,11 +37,16 @@ class Provisioned:
 
 
 async def provision(
-    nats_url: str, *, replicas: int = 1, fits_in_flight: int = TRAINING_FITS.max_ack_pending
+    nats_url: str,
+    *,
+    replicas: int = 1,
+    fits_in_flight: int = TRAINING_FITS.max_ack_pending,
+    log_max_bytes: int = -1,
 ) -> list[Provisioned]:
     """Create or update everything the services need. Idempotent. Raises BrokerAway.
 
-    `fits_in_flight` are the fits that all replicas of training together may have in hand.
+    `fits_in_flight` are the fits that all replicas of training together may have in hand. At `log_max_bytes` the log keeps
+    what it has and refuses what comes; -1 is no limit.
     """
     fits = replace(TRAINING_FITS, max_ack_pending=fits_in_flight)
     consumers = [fits if consumer == TRAINING_FITS else consumer for consumer in CONSUMERS]
@@ -52,7 +57,7 @@ async def provision(
         js = client.jetstream(timeout=10)
         # JetStream answers a moment after the broker does.
         await _patiently(js.account_info)
-        streams = [await _stream(js, stream, replicas) for stream in STREAMS]
+        streams = [await _stream(js, stream, replicas, log_max_bytes) for stream in STREAMS]
         return streams + [await _consumer(js, consumer) for consumer in consumers]
     finally:
         await client.close()
@@ -73,14 +78,14 @@ async def _said_by_patience(error: Exception) -> None:
     """What the client meets is told once, when patience ends."""
 
 
-async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Provisioned:
+async def _stream(js: JetStreamContext, stream: Stream, replicas: int, log_max_bytes: int) -> Provisioned:
     config = StreamConfig(
         name=stream.name,
         subjects=list(stream.subjects),
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         max_age=stream.max_age,
-        max_bytes=stream.max_bytes,
+        max_bytes=log_max_bytes if stream.name == LOG else stream.max_bytes,
         duplicate_window=stream.duplicate_window,
         num_replicas=replicas,
         deny_delete=stream.name == LOG,

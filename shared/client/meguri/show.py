@@ -13,7 +13,7 @@ from meguri.traces import WIDTH, Span, Waterfall
 Drawn = tuple[Waterfall, list[Span], list[Span]]
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
-_VERDICTS = {"promoted": "green", "rejected": "red", "committed": "green", "waiting": "yellow"}
+_VERDICTS = {"promoted": "green", "rejected": "red", "committed": "green", "waiting": "yellow", "parked": "red"}
 
 
 def provisioned(out: Console, done: Sequence[dict[str, str]]) -> None:
@@ -42,13 +42,18 @@ def published(out: Console, answer: dict[str, str]) -> None:
 def receipt(out: Console, one: dict[str, Any]) -> None:
     out.print(f"event     {escape(one['event'])}, from {escape(one['producer'])}, at {one['arrived']}")
     out.print(f"status    {_coloured(one['status'])} {escape(one['reason'])}")
+    if one["waits_for"]:
+        out.print(f"waits for {escape(one['waits_for'])}")
+    if one["status"] == "parked":
+        out.print(f"repair    message {one['letter']} of ingest-arrivals: see `meguri dead` and `meguri redrive`")
     if one["dataset_version"] is not None:
         kept = f", {one['quarantined']} quarantined" if one["quarantined"] else ""
         out.print(f"data      {one['dataset']} version {one['dataset_version']}: {one['rows']} rows{kept}")
     if one["heard"] > 1:
-        out.print(f"heard     {one['heard']} times, taken once")
+        taken = ", taken once" if one["status"] == "committed" else ""
+        out.print(f"heard     {one['heard']} times{taken}")
     for use in one["used_in"]:
-        version = f"version {use['model_version']}" if use["model_version"] else f"run {use['run']}"
+        version = f"version {use['model_version']} of run {use['run']}" if use["model_version"] else f"run {use['run']}"
         out.print(f"used in   {use['model']} {version} ({_coloured(use['verdict'])})")
 
 

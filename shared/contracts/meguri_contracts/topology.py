@@ -22,6 +22,12 @@ MAX_INLINE_BYTES = 1024 * 1024
 """Largest body of an event that is worked on. The broker takes more, so that a refusal can be said and kept."""
 
 
+FULL = frozenset({10047, 10077})
+"""The broker's error codes for no more storage, and for a stream that cannot store, at its limit of bytes for example."""
+MAKE_ROOM = "raise MEGURI_LOG_MAX_BYTES and run `meguri provision`, or give the broker more disk; then send it again"
+"""What to do when the log takes no more."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """A JetStream stream. Times in seconds; 0 is for ever; `max_bytes` -1 is no limit.

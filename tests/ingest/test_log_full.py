@@ -1,0 +1,107 @@
+"""A log at its limit refuses what comes, in words, and keeps what it has; with more room everything goes on."""
+
+import asyncio
+import sys
+
+import pytest
+from nats.js.errors import APIError
+
+from meguri import client as sdk
+from meguri.provisioning import provision
+from meguri_chassis import bus
+from meguri_contracts.topology import LOG
+from tests.conftest import ROOT, until
+from tests.ingest.upstream import Ingest, body, headers, ingesting, spec
+from tests.services import name
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "RETRY_DELAYS", (0.2,))
+
+
+@pytest.fixture
+async def ingest(own_broker, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEGURI_NATS_URL", own_broker.url)
+    dataset = name("d")
+    async with ingesting(own_broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
+        await ingest.wire.apply(spec(dataset))
+        yield ingest
+
+
+async def fill(ingest: Ingest, url: str) -> None:
+    """Give the log the limit that it has reached already."""
+    state = (await ingest.wire.js.stream_info(LOG)).state
+    await provision(url, log_max_bytes=state.bytes)
+
+
+async def warnings(ingest: Ingest) -> str:
+    answer = await ingest.http.get("/health/ready")
+    assert answer.status_code == 200
+    return " ".join(answer.json()["warnings"])
+
+
+async def test_who_publishes_into_a_full_log_is_told_at_once_what_to_do(ingest, own_broker):
+    await fill(ingest, own_broker.url)
+
+    with pytest.raises(
+        sdk.LogFull, match=r"^the log is full.*maximum bytes exceeded; raise MEGURI_LOG_MAX_BYTES.*again$"
+    ):
+        await sdk.publish(ingest.dataset, records=[{"x": 1.0, "label": 1}], producer="me")
+    with pytest.raises(APIError, match="maximum bytes exceeded"):
+        await ingest.send(body(1), headers(name("e")))
+    async with asyncio.timeout(5):
+        answer = await ingest.http.post(
+            "/events", content=body(1), headers=headers(name("e")) | {"ce-subject": ingest.dataset}
+        )
+    assert answer.status_code == 503
+    assert "MEGURI is full, the event was not accepted: maximum bytes exceeded; raise" in answer.json()["error"]
+    assert "MEGURI is full" in await warnings(ingest)
+
+
+async def test_what_was_accepted_before_the_log_was_full_is_committed_once_it_has_room(ingest, own_broker):
+    ids = [name("e") for _ in range(20)]
+    async with ingest.stuck():
+        for n, id_ in enumerate(ids):
+            await ingest.send(body(n), headers(id_))
+        await fill(ingest, own_broker.url)
+    await until(lambda: mentions(ingest, "MEGURI is full"))
+    receipt = (await ingest.http.get(f"/receipts/{ids[0]}")).json()
+    assert receipt["status"] == "waiting"
+    await provision(own_broker.url)
+
+    assert {(await ingest.receipt(id_))["status"] for id_ in ids} == {"committed"}
+    assert ingest.stored()["x"].to_list() == [float(n) for n in range(20)]
+    assert await warnings(ingest) == ""
+
+
+async def mentions(ingest: Ingest, what: str) -> bool:
+    return what in await warnings(ingest)
+
+
+async def test_what_is_parked_while_the_log_is_full_is_said_once_it_has_room(ingest, own_broker):
+    id_ = name("e")
+    await ingest.send(b"no JSON", headers(id_))
+    parked = await ingest.receipt(id_)
+    other = name("e")
+    # Room for the message, and none for the word that it was parked.
+    state = (await ingest.wire.js.stream_info(LOG)).state
+    await provision(own_broker.url, log_max_bytes=state.bytes + 400)
+    await ingest.send(b"no JSON", headers(other))
+    await until(lambda: mentions(ingest, "MEGURI is full"))
+    await provision(own_broker.url)
+
+    receipt = await ingest.receipt(other)
+    assert (parked["status"], receipt["status"]) == ("parked", "parked")
+
+
+async def test_the_limit_comes_from_the_environment_of_provision(own_broker, monkeypatch, ingest):
+    monkeypatch.setenv("MEGURI_LOG_MAX_BYTES", "123456")
+    command = [sys.executable, "-m", "meguri", "provision", "--json"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
+
+    config = (await ingest.wire.js.stream_info(LOG)).config
+    assert config.max_bytes == 123456
