@@ -26,7 +26,7 @@ class Receiver:
             raise error
         rejected = DataRejected(dataset=message.key, event=message.id, producer=message.source, reason=str(error))
         id_ = derived_id(message.id, rejected.type, message.key)
-        await self._log.append(rejected, id=id_, cause=message.id, journey=message.journey)
+        await self._log.append(rejected, id=id_, cause=message.id, journey=message.journey, hops=message.hops + 1)
 
 
 def _can_be_read(message: Message) -> bool:

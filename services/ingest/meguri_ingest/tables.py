@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -214,17 +215,20 @@ def _translated(uri: str) -> Iterator[None]:
     except CommitFailedError as error:
         raise LostRace(uri) from error
     except SchemaMismatchError as error:
-        raise SchemaChanged(f"{uri}: {_first_line(error)}") from error
+        raise SchemaChanged(f"{uri}: {_in_a_line(error)}") from error
     except (DeltaError, OSError, obstore.exceptions.BaseError) as error:
         if "table already exists" in str(error):
             raise LostRace(uri) from error
-        raise StorageTrouble(f"{uri}: {_first_line(error)}") from error
+        raise StorageTrouble(f"{uri}: {_in_a_line(error)}") from error
     except Exception as error:
         # delta-rs raises a bare Exception for a value that it cannot cast.
         if type(error) is Exception:
-            raise SchemaChanged(f"{uri}: {_first_line(error)}") from error
+            raise SchemaChanged(f"{uri}: {_in_a_line(error)}") from error
         raise
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300]
+def _in_a_line(error: Exception) -> str:
+    """The first line of an error and those that say what it came of, each behind an arrow."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    causes = takewhile(lambda line: "↳" in line, others)
+    return ": ".join([first, *(line.rpartition("↳")[2].removeprefix("\x1b[0m").strip() for line in causes)])[:300]
