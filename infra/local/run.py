@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.local.processes import ROOT, SERVICES, CannotStart, Laptop
 from meguri.client import Meguri, broker
-from meguri.provisioning import BrokerAway, provision
+from meguri.provisioning import BrokerAway, NoRoom, provision
 from meguri_contracts.topology import TRAINING_FITS
 
 READY_WITHIN = 90.0
@@ -43,7 +43,7 @@ def main() -> int:
             if once:
                 return 0 if observed else 1
             _go_on(laptop)
-    except (CannotStart, BrokerAway) as error:
+    except (CannotStart, BrokerAway, NoRoom) as error:
         print(f"make run: {error}", file=sys.stderr)
         return 1
     except _Stopped:

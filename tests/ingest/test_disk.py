@@ -1,13 +1,12 @@
 """A full disk below the tables, or a store that has vanished: arrivals wait, and are committed once it is back."""
 
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from meguri_chassis import bus
-from tests.conftest import until
+from tests.conftest import Broker, small_disk, until
 from tests.ingest.upstream import Ingest, body, headers, ingesting, spec
 from tests.services import name
 
@@ -21,20 +20,13 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB for the tables. Skips where none can be mounted."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    """A disk of 1 MB for the tables."""
+    with small_disk(tmp_path / "data", "1m") as folder:
+        yield folder
 
 
 @pytest.fixture
-async def on_disk(own_broker, disk: Path, tmp_path: Path) -> AsyncIterator[Ingest]:
+async def on_disk(own_broker: Broker, disk: Path, tmp_path: Path) -> AsyncIterator[Ingest]:
     dataset = name("d")
     async with ingesting(own_broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
         await ingest.wire.apply(spec(dataset))

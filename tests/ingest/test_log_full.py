@@ -2,17 +2,22 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from nats.js.errors import APIError
 
 from meguri import client as sdk
+from meguri import provisioning
 from meguri.provisioning import provision
 from meguri_chassis import bus
-from meguri_contracts.topology import LOG
-from tests.conftest import ROOT, until
+from meguri_chassis.log import LogFull
+from meguri_contracts.events import DataArrived
+from meguri_contracts.topology import LOG, STREAMS
+from tests.conftest import ROOT, Broker, small_disk, until
 from tests.ingest.upstream import Ingest, body, headers, ingesting, spec
-from tests.services import name
+from tests.services import name, wire
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,7 +52,7 @@ async def test_who_publishes_into_a_full_log_is_told_at_once_what_to_do(ingest, 
     await fill(ingest, own_broker.url)
 
     with pytest.raises(
-        sdk.LogFull, match=r"^the log is full.*maximum bytes exceeded; raise MEGURI_LOG_MAX_BYTES.*again$"
+        sdk.LogFull, match=r"^the log is full.*maximum bytes exceeded; raise MEGURI_LOG_MAX_BYTES.*repeat$"
     ):
         await sdk.publish(ingest.dataset, records=[{"x": 1.0, "label": 1}], producer="me")
     with pytest.raises(APIError, match="maximum bytes exceeded"):
@@ -95,6 +100,41 @@ async def test_what_is_parked_while_the_log_is_full_is_said_once_it_has_room(ing
 
     receipt = await ingest.receipt(other)
     assert (parked["status"], receipt["status"]) == ("parked", "parked")
+
+
+@pytest.fixture
+def small_broker(tmp_path, monkeypatch) -> Iterator[Broker]:
+    """A broker on a disk of 20 MB, of which it uses three quarters."""
+    with small_disk(tmp_path / "disk", "20m") as folder:
+        broker = Broker(folder)
+        broker.start()
+        monkeypatch.setenv("MEGURI_NATS_URL", broker.url)
+        yield broker
+        broker.kill()
+
+
+async def test_a_broker_whose_disk_is_full_says_so_at_once_and_keeps_what_it_took(small_broker, monkeypatch):
+    small = tuple(replace(stream, max_bytes=min(stream.max_bytes, 10**6)) for stream in STREAMS)
+    monkeypatch.setattr(provisioning, "STREAMS", small)
+    await provision(small_broker.url)
+    rows = [{"x": "x" * 900_000}]
+    taken: list[str] = []
+    async with wire(small_broker) as beside, asyncio.timeout(20):
+        with pytest.raises(sdk.LogFull, match="insufficient resources"):
+            await publish_for_ever(rows, taken)
+        with pytest.raises(LogFull, match="insufficient resources"):
+            await beside.say(DataArrived(dataset="d", records=tuple(rows)))
+        assert (await beside.js.stream_info(LOG)).state.messages == len(taken) > 0
+
+
+async def publish_for_ever(rows: list[dict[str, str]], taken: list[str]) -> None:
+    while True:
+        taken.append(await sdk.publish("d", records=rows, producer="me"))
+
+
+async def test_a_disk_that_is_too_small_for_the_streams_is_told_in_a_line(small_broker):
+    with pytest.raises(provisioning.NoRoom, match="no room for stream PREDICTIONS of up to 8,589,934,592 bytes"):
+        await provision(small_broker.url)
 
 
 async def test_the_limit_comes_from_the_environment_of_provision(own_broker, monkeypatch, ingest):

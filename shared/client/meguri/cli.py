@@ -15,7 +15,7 @@ from rich.console import Console
 from meguri import client as sdk
 from meguri import show, traces
 from meguri.client import Meguri, MeguriClientError, Refused
-from meguri.provisioning import BrokerAway, provision
+from meguri.provisioning import BrokerAway, NoRoom, provision
 from meguri_contracts.topology import PORTS, TRAINING_FITS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -43,7 +43,7 @@ def _answer(command: Callable[..., None]) -> Callable[..., None]:
     def answered(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (MeguriClientError, BrokerAway) as error:
+        except (MeguriClientError, BrokerAway, NoRoom) as error:
             _fail(str(error))
         except OSError as error:
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
@@ -130,7 +130,7 @@ def receipt(
     wait: Annotated[float, typer.Option(help="Seconds to wait until it is no longer waiting.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """What became of an event: accepted, rejected and why, and the models that were trained on it."""
+    """What became of an event: accepted, rejected, waiting or parked and why, and the models that were trained on it."""
     with Meguri() as meguri:
         _print(as_json, meguri.receipt(event, wait=wait), show.receipt)
 

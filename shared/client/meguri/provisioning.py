@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nats
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
-from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, TRAINING_FITS, Consumer, Stream
+from meguri_contracts.topology import CONSUMERS, FULL, LOG, STREAMS, TRAINING_FITS, Consumer, Stream
 
 T = TypeVar("T")
 
@@ -22,6 +22,10 @@ READY_WITHIN = 30.0
 
 class BrokerAway(Exception):
     """No broker answers at the address."""
+
+
+class NoRoom(Exception):
+    """The broker's disk is smaller than what a stream may take."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ async def provision(
     fits_in_flight: int = TRAINING_FITS.max_ack_pending,
     log_max_bytes: int = -1,
 ) -> list[Provisioned]:
-    """Create or update everything the services need. Idempotent. Raises BrokerAway.
+    """Create or update everything the services need. Idempotent. Raises BrokerAway, NoRoom.
 
     `fits_in_flight` are the fits that all replicas of training together may have in hand. At `log_max_bytes` the log keeps
     what it has and refuses what comes; -1 is no limit.
@@ -94,12 +98,24 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int, log_max_b
     try:
         have = (await js.stream_info(stream.name)).config
     except NotFoundError:
-        await js.add_stream(config)
+        await _allowing_for_room(js.add_stream(config), config)
         return Provisioned("stream", stream.name, "created")
     same = all(getattr(have, name) == value for name, value in vars(config).items() if value is not None)
     if not same:
-        await js.update_stream(config)
+        await _allowing_for_room(js.update_stream(config), config)
     return Provisioned("stream", stream.name, "kept" if same else "updated")
+
+
+async def _allowing_for_room(step: Awaitable[Any], config: StreamConfig) -> None:
+    try:
+        await step
+    except APIError as error:
+        if error.err_code not in FULL:
+            raise
+        raise NoRoom(
+            f"the broker has no room for stream {config.name} of up to {config.max_bytes:,} bytes ({error.description}): "
+            "it uses up to three quarters of what was free on its disk when it started"
+        ) from error
 
 
 async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:

@@ -22,9 +22,11 @@ MAX_INLINE_BYTES = 1024 * 1024
 """Largest body of an event that is worked on. The broker takes more, so that a refusal can be said and kept."""
 
 
-FULL = frozenset({10047, 10077})
-"""The broker's error codes for no more storage, and for a stream that cannot store, at its limit of bytes for example."""
-MAKE_ROOM = "raise MEGURI_LOG_MAX_BYTES and run `meguri provision`, or give the broker more disk; then send it again"
+FULL = frozenset({10023, 10047, 10077})
+"""The broker's error codes for no room: on its disk (two of them), and in a stream at its limit of bytes."""
+MAKE_ROOM = (
+    "raise MEGURI_LOG_MAX_BYTES and run `meguri provision`, or give the broker more disk and restart it; then repeat"
+)
 """What to do when the log takes no more."""
 
 
