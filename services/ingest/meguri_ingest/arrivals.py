@@ -5,6 +5,7 @@ is said, so a crash in between leaves nothing unsaid, and an event that is in th
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ TOGETHER = 256
 """Arrivals that go into one commit at most."""
 RACES = 5
 """How often a commit may lose against another replica's before the arrivals are delivered again later."""
+
+FORGET_AFTER = 120.0
+"""Seconds after which trouble that was not met again is told no more; a failed arrival comes again sooner."""
 
 
 class IdTaken(Conflict):
@@ -77,7 +81,7 @@ class Lanes:
         self._roots = roots
         self._max_file_bytes = max_file_bytes
         self._budget = budget
-        self._trouble: dict[str, str] = {}
+        self._trouble: dict[str, tuple[float, str]] = {}
         self._waiting: dict[str, list[Arrival]] = {}
         self._driving: dict[str, asyncio.Task[None]] = {}
 
@@ -91,11 +95,15 @@ class Lanes:
 
     def trouble(self, dataset: str) -> str | None:
         """Why arrivals of a dataset wait, in words for an operator; None while they do not."""
-        return self._trouble.get(dataset)
+        since, why = self._trouble.get(dataset, (0.0, ""))
+        # They may have gone to another replica, and been committed there.
+        return why if why and time.monotonic() - since < FORGET_AFTER else None
 
     def warning(self) -> str | None:
         """Why arrivals of some datasets wait."""
-        said = [f"arrivals for {dataset} wait: {trouble}" for dataset, trouble in sorted(self._trouble.items())]
+        said = [
+            f"arrivals for {dataset} wait: {why}" for dataset in sorted(self._trouble) if (why := self.trouble(dataset))
+        ]
         return "; ".join(said) or None
 
     async def _drive(self, dataset: str) -> None:
@@ -107,7 +115,8 @@ class Lanes:
                 try:
                     await self._settle(dataset, now)
                 except Exception as error:  # noqa: BLE001 - each arrival's delivery answers it: later again, or set aside
-                    self._trouble[dataset] = str(error)
+                    if not isinstance(error, PermanentError):
+                        self._trouble[dataset] = time.monotonic(), str(error) or type(error).__name__
                     for arrival in now:
                         arrival.fail(error)
                 else:
