@@ -1,5 +1,8 @@
+import sqlite3
+
 import onnxruntime
 
+from meguri_chassis.store import Database
 from meguri_contracts.events import (
     Contribution,
     DataCommitted,
@@ -9,6 +12,8 @@ from meguri_contracts.events import (
     TrainingRequested,
     TrainingStarted,
 )
+from meguri_training import store
+from meguri_training.app import MIGRATIONS
 from tests.conftest import until
 from tests.services import name
 from tests.training.flowers import FLOWERS, spec
@@ -84,3 +89,38 @@ async def test_an_unknown_model_is_not_found(training):
     answer = await training.http.get("/models/unknown")
 
     assert (answer.status_code, answer.json()["error"]) == (404, "no model 'unknown'; known are: none")
+
+
+async def test_a_database_from_before_knows_what_its_runs_learned_from(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model))
+    await training.commit(model, FLOWERS)
+    (started,) = await training.said(TrainingStarted, model)
+    await training.said(ModelTrained, model)
+    with sqlite3.connect(training.folder / "training.db") as connection:
+        copy = sqlite3.connect(training.folder / "before.db")
+        connection.backup(copy)
+    copy.executescript("DROP TABLE training_run; UPDATE alembic_version SET version_num = '0002'")
+    copy.close()
+    database = Database(f"sqlite:///{training.folder}/before.db", MIGRATIONS)
+    database.migrate()
+
+    with database.read() as session:
+        assert store.run_with(session, model, model, 0) == started.run
+        assert store.run_with(session, model, model, 1) is None
+    database.close()
+
+
+async def test_of_a_version_that_no_run_used_it_is_said_what_it_waits_for(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model, retrain={"first_rows": 200}))
+    await training.commit(model, FLOWERS)
+
+    async def known() -> list[dict[str, object]] | None:
+        answer = await training.http.get(f"/datasets/{model}/versions/0")
+        return answer.json() if answer.status_code == 200 else None
+
+    waits = "150 rows, 200 are needed for the first run"
+    assert await until(known, "the version") == [{"model": model, "run": None, "waits_for": waits}]
+    answer = await training.http.get(f"/datasets/{model}/versions/1")
+    assert (answer.status_code, answer.json()["error"]) == (404, f"dataset '{model}' has no version 1; its newest is 0")
