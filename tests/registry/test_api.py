@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import httpx
@@ -439,3 +439,22 @@ async def test_a_wiped_database_is_built_again_from_the_log(own_broker, database
 
         await until(rebuilt)
         assert tables(database_url) == before
+
+
+async def test_what_was_known_at_a_time_of_any_zone_is_known(registry):
+    await registry.apply(spec(registry.model))
+    await registry.trained(0.9)
+    between = datetime.now(UTC)
+    await registry.trained(0.95)
+
+    async def known(time: datetime | None, **params: str) -> Any:
+        text = (time or datetime.now(UTC)).isoformat()
+        answer = await registry.http.get("/at", params={"time": text, "model": registry.model} | params)
+        return [(one["champion"], one["past"], len(one["versions"])) for one in answer.json()["models"]]
+
+    east = timezone(timedelta(hours=14))
+    assert await known(between) == await known(between.astimezone(east)) == [(1, [], 1)]
+    assert await known(between.replace(tzinfo=None)) == [(1, [], 1)]
+    assert await known(None) == [(2, [1], 2)]
+    assert await known(None, model="unknown") == []
+    assert (await registry.http.get("/at")).status_code == 422

@@ -19,7 +19,7 @@ from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Event, RolloutChanged, TrainingRequested
 from meguri_contracts.names import NAME_PATTERN, derived_id
 from meguri_contracts.spec import ModelSpec
-from meguri_registry import promotion, store
+from meguri_registry import history, promotion, store
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -133,6 +133,14 @@ def routes(service: Service) -> APIRouter:
                 ],
             }
 
+    @router.get("/at", tags=["models"])
+    def known_at(time: Annotated[datetime, Query()], model: Annotated[str | None, Query()] = None) -> dict[str, Any]:
+        """What was known at a time (ISO 8601; UTC when no zone is given), of all models or of one."""
+        time = utc(time)
+        with database.read() as session:
+            known = history.fold(store.events_until(session, history.KINDS, time, model))
+        return {"time": time.isoformat(), "models": [_known(known[name]) for name in sorted(known)]}
+
     @router.post("/models/{name}/promote", tags=["commands"])
     async def promote(name: Name, body: Promote, key: Key = None, actor: Actor = "unknown") -> Said:
         """Make a version champion by hand; also the answer to approval-requested."""
@@ -193,6 +201,20 @@ def _summary(session: Session, model: promotion.Model) -> dict[str, Any]:
         "champion": model.champion.version if model.champion else None,
         "since": utc(rollouts[0].time).isoformat() if rollouts else None,
         "newest": _version(newest) if newest else None,
+    }
+
+
+def _known(known: history.Known) -> dict[str, Any]:
+    model = known.model
+    return {
+        "model": model.name,
+        "spec_version": model.spec_version,
+        "champion": model.champion.version if model.champion else None,
+        "past": list(model.past),
+        "versions": [
+            {"version": version, "run": run, "verdict": known.verdicts.get(version, "none yet")}
+            for run, version in sorted(model.runs.items(), key=lambda item: item[1])
+        ],
     }
 
 

@@ -1,15 +1,16 @@
 """Tables of the registry and the questions asked of them."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, Column, DateTime
 from sqlmodel import Field, Session, SQLModel, col, select
 
-from meguri_chassis.store import BIG, utc
+from meguri_chassis.projection import as_message
+from meguri_chassis.store import BIG, JournalEntry, utc
 from meguri_contracts.errors import NotFound
-from meguri_contracts.events import Deployed
+from meguri_contracts.events import Deployed, Event
 from meguri_contracts.spec import Dataset
 from meguri_registry.promotion import Model, previous
 
@@ -175,6 +176,19 @@ def champion_at(session: Session, name: str, time: datetime) -> RolloutRow:
     if found is None:
         raise NotFound(f"model {name!r} had no champion at {time.isoformat()}")
     return found
+
+
+def events_until(session: Session, kinds: Sequence[type[Event]], time: datetime, key: str | None) -> Iterator[Event]:
+    """Yield the events of these kinds that were said up to a time and had an effect, in log order; of all keys or one."""
+    query = select(JournalEntry).where(
+        col(JournalEntry.kind).in_([kind.kind() for kind in kinds]),
+        col(JournalEntry.applied),
+        col(JournalEntry.time) <= time.astimezone(UTC),
+    )
+    if key is not None:
+        query = query.where(JournalEntry.key == key)
+    entries = session.exec(query.order_by(col(JournalEntry.sequence)).execution_options(yield_per=1000))
+    return (as_message(entry).event for entry in entries)
 
 
 def runs(session: Session, name: str) -> Sequence[RunRow]:
