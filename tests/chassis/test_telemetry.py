@@ -12,6 +12,7 @@ from meguri_chassis import bus, telemetry
 from meguri_chassis.bus import hears
 from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import ModelRegistered, TrainingRequested, TrainingStarted, Trigger
+from meguri_contracts.topology import FORMER_TRACE
 from tests.chassis.test_bus import REQUEST, hearing
 from tests.chassis.toy import register, toy
 from tests.conftest import until
@@ -84,6 +85,35 @@ def test_causes_of_several_traces_are_linked_to_a_new_one(spans):
     assert span.parent is None
     assert span.context.trace_id not in (1, 2)
     assert links(span) == [(1, 1), (2, 3)]
+
+
+def test_the_trace_that_a_message_had_before_it_was_sent_back_is_linked_and_not_gone_on_with(spans):
+    with processing(OTHER | {FORMER_TRACE: ONE["traceparent"]}):
+        pass
+    with processing({FORMER_TRACE: ONE["traceparent"]}):
+        pass
+    own, without = spans.get_finished_spans()
+
+    assert (own.context.trace_id, own.parent.span_id) == (2, 3)
+    assert links(own) == [(2, 3), (1, 1)]
+    assert without.parent is None
+    assert without.context.trace_id != 1
+    assert links(without) == [(1, 1)]
+
+
+async def test_a_handler_of_a_message_that_was_sent_back_is_linked_to_its_former_trace(own_broker, spans):
+    heard = []
+
+    @hears(TrainingRequested)
+    async def act(event, message):
+        heard.append(event)
+
+    async with wire(own_broker) as own, hearing(own_broker, act):
+        headers = {**OTHER, FORMER_TRACE: ONE["traceparent"]}
+        await own.publish("training-requested", "m", b'{"reason": "r", "actor": "a"}', headers)
+        await until(lambda: any(span.name == "process training-requested" for span in spans.get_finished_spans()))
+
+    assert links(only(spans)) == [(2, 3), (1, 1)]
 
 
 def test_causes_of_one_trace_stay_in_it(spans):

@@ -207,12 +207,12 @@ class DeadLetters:
 
 
 def _kept(message: Undeliverable) -> dict[str, str]:
-    # What is added must not make the letter larger than the broker takes.
+    # What is added must not make the letter larger than the broker takes; and what only this platform says, no sender may.
     kept = {
         name: value
         for name, value in message.headers.items()
         if _HEADER_NAME.fullmatch(name)
-        and not name.startswith("Nats-")
+        and not name.startswith(("Nats-", "meguri-"))
         and len(name) + len(value.encode(errors="replace")) <= HEADER_BYTES
     }
     return dict(list(kept.items())[:HEADERS])

@@ -27,7 +27,16 @@ from meguri_chassis import telemetry
 from meguri_contracts.errors import Malformed, Newer, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
 from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
-from meguri_contracts.topology import EVENT_PREFIX, FULL, LOG, MAKE_ROOM, MAX_INLINE_BYTES, key_subjects, subject
+from meguri_contracts.topology import (
+    EVENT_PREFIX,
+    FORMER_TRACE,
+    FULL,
+    LOG,
+    MAKE_ROOM,
+    MAX_INLINE_BYTES,
+    key_subjects,
+    subject,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +168,9 @@ class Message:
 
     @property
     def context(self) -> dict[str, str]:
-        """The W3C trace context that came with the message."""
-        return {name: self.headers[name] for name in ("traceparent", "tracestate") if name in self.headers}
+        """The W3C trace context that came with the message, and the one that it had before it was sent back."""
+        names = ("traceparent", "tracestate", FORMER_TRACE)
+        return {name: self.headers[name] for name in names if name in self.headers}
 
 
 def _check_size(body: bytes) -> None:

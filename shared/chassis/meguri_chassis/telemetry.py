@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pythonjsonlogger.json import JsonFormatter
 
 from meguri_contracts.events import Event
+from meguri_contracts.topology import FORMER_TRACE
 
 JOURNEY = "meguri.journey.id"
 EVENT = "meguri.event.id"
@@ -167,9 +168,11 @@ def processing(
 ) -> Iterator[trace.Span]:
     """A CONSUMER span for one message or several: linked to each cause, and a child of it if there is one and it is prompt.
 
-    `causes` are trace contexts as they stand in the headers. An exception marks the span and goes on.
+    `causes` are trace contexts as they stand in the headers; the trace that a cause had before it was sent back is linked
+    too, but never gone on with. An exception marks the span and goes on.
     """
     links = _links([_span_context(carrier) for carrier in causes])
+    former = [_span_context({"traceparent": carrier[FORMER_TRACE]}) for carrier in causes if FORMER_TRACE in carrier]
     one_trace = len({link.context.trace_id for link in links}) == 1
     parent = propagate.extract(causes[-1], Context()) if prompt and one_trace else Context()
     within = baggage.set_baggage(EVENT, event_id, baggage.set_baggage(JOURNEY, journey, parent))
@@ -187,7 +190,7 @@ def processing(
             context=within,
             kind=SpanKind.CONSUMER,
             attributes=standard | dict(attributes),
-            links=links,
+            links=[*links, *_links(former)],
         ) as span:
             yield span
     finally:

@@ -18,6 +18,9 @@ PREDICTION_PREFIX = "meguri.predictions"
 DEAD_PREFIX = "meguri.dead"
 ADVISORY_PREFIX = "$JS.EVENT.ADVISORY.CONSUMER"
 
+FORMER_TRACE = "meguri-former-trace"
+"""Header with the traceparent that a message had before it was sent back: linked to, not gone on with."""
+
 MAX_INLINE_BYTES = 1024 * 1024
 """Largest body of an event that is worked on. The broker takes more, so that a refusal can be said and kept."""
 
