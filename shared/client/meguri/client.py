@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +62,7 @@ class Meguri:
     """
 
     def __init__(self, actor: str | None = None) -> None:
-        self._http = httpx.Client(timeout=TIMEOUT, headers={"Meguri-Actor": actor or _who()})
+        self._http = httpx.Client(timeout=TIMEOUT, headers={"Meguri-Actor": actor or who()})
 
     def __enter__(self) -> Self:
         return self
@@ -174,12 +174,39 @@ class Meguri:
         except (httpx.HTTPError, ValueError) as error:
             return {"service": service, "ready": False, "reasons": [f"no answer at {address(service)}: {error}"]}
 
+    def standing(self, service: str) -> dict[str, Any] | None:
+        """How far the tables of a service are behind the log, and what its consumers have parked; None if it has none."""
+        try:
+            return self._ask("GET", service, "/log")
+        except MeguriClientError:
+            return None
+
+    def replay(self, service: str, *, keep: bool = True, until: int | None = None) -> Iterator[dict[str, Any]]:
+        """Make the tables of a service again from the log; yields the progress, at last the digests. See POST /log/replay."""
+        if service not in PORTS:
+            raise Refused(404, f"no service {service!r}; known are: {', '.join(PORTS)}")
+        params: dict[str, Any] = {"keep": keep} | ({"until": until} if until is not None else {})
+        # A digest of large tables takes its time.
+        timeout = httpx.Timeout(TIMEOUT, read=None)
+        try:
+            with self._http.stream("POST", f"{address(service)}/log/replay", params=params, timeout=timeout) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise Refused(answer.status_code, _no_replay(service, answer))
+                yield from map(json.loads, answer.iter_lines())
+        except httpx.HTTPError as error:
+            raise _unreachable(service, error) from error
+
+    def known_at(self, time: datetime, model: str | None = None) -> dict[str, Any]:
+        """What the registry knew at a time, of all models or of one."""
+        params = {"time": time.isoformat()} | ({"model": model} if model else {})
+        return self._ask("GET", "registry", "/at", params=params)
+
     def _ask(self, method: str, service: str, path: str, **how: Any) -> Any:
         try:
             answer = self._http.request(method, address(service) + path, **how)
         except httpx.HTTPError as error:
-            reason = f"{service} does not answer at {address(service)}: {error or type(error).__name__}; is it running?"
-            raise Unreachable(reason) from error
+            raise _unreachable(service, error) from error
         if answer.is_error:
             raise Refused(answer.status_code, _reason(answer))
         return answer.json()
@@ -221,6 +248,17 @@ async def publish(
     return event_id
 
 
+def _unreachable(service: str, error: httpx.HTTPError) -> Unreachable:
+    return Unreachable(
+        f"{service} does not answer at {address(service)}: {error or type(error).__name__}; is it running?"
+    )
+
+
+def _no_replay(service: str, answer: httpx.Response) -> str:
+    missing = answer.status_code == 404
+    return f"{service} keeps no tables: there is nothing to make again" if missing else _reason(answer)
+
+
 def _reason(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"])
@@ -228,5 +266,6 @@ def _reason(answer: httpx.Response) -> str:
         return f"HTTP {answer.status_code}: {answer.text[:200]}"
 
 
-def _who() -> str:
+def who() -> str:
+    """Who acts: MEGURI_ACTOR, or the user of this machine."""
     return os.environ.get("MEGURI_ACTOR") or os.environ.get("USER") or "unknown"

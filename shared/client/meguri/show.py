@@ -21,14 +21,6 @@ def provisioned(out: Console, done: Sequence[dict[str, str]]) -> None:
         out.print(f"{one['done']:8} {one['what']} {one['name']}")
 
 
-def status(out: Console, found: Sequence[dict[str, Any]]) -> None:
-    for one in found:
-        state = "[green]ready[/]" if one["ready"] else f"[red]not ready[/]: {escape('; '.join(one['reasons']))}"
-        out.print(f"{one['service']:11} {state}")
-        for warning in one.get("warnings", []):
-            out.print(f"{'':11} [yellow]{escape(warning)}[/]")
-
-
 def said(out: Console, answer: dict[str, Any]) -> None:
     for event in answer["events"] or [{"type": "nothing: it was so already"}]:
         version = f" version {event['version']}" if "version" in event else ""
