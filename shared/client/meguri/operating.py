@@ -90,7 +90,8 @@ def redrive(
     if (edit or body) and (everything or (edit and body)):
         fail("--edit or --body goes with one ID")
     done, failed = asyncio.run(_redrive(id, consumer, edit, body))
-    give(as_json, done, show_operation.redriven)
+    if done or as_json or not failed:
+        give(as_json, done, show_operation.redriven)
     for reason in failed:
         complain(reason)
     if failed:
