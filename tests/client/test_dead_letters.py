@@ -254,7 +254,7 @@ async def test_an_event_is_put_right_in_an_editor_and_is_another_event_caused_by
     assert event.id != "old"
     assert (event.headers["ce-causeid"], event.journey, event.source) == ("old", "old", "trainer")
     (said,) = await own.said(MessageRedriven, CONSUMER)
-    assert (said.event, said.edited) == (event.id, True)
+    assert (said.event, said.sent, said.edited) == ("old", event.id, True)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +291,9 @@ async def test_a_body_that_cannot_be_read_is_put_right_from_a_file(own, registry
     assert await champion(registry) == 1
     (rollout,) = await own.heard(RolloutChanged, "m")
     assert rollout.journey == "old"
+    assert (await own.heard(ModelTrained, "m"))[-1].id == "old", "what nobody could read keeps its id"
+    (said,) = await own.said(MessageRedriven, CONSUMER)
+    assert (said.event, said.sent, said.edited) == ("old", "", True)
 
 
 async def test_an_edit_that_was_interrupted_stands_as_it_was_first_sent(own, registry, tmp_path, monkeypatch):
@@ -310,7 +313,7 @@ async def test_an_edit_that_was_interrupted_stands_as_it_was_first_sent(own, reg
     (_, sent) = await own.heard(ModelTrained, "m")
     assert sent.event.candidate.metrics == {"accuracy": 0.91}
     (said,) = await own.said(MessageRedriven, CONSUMER)
-    assert (said.event, said.edited) == (sent.id, True)
+    assert (said.sent, said.edited) == (sent.id, True)
 
 
 # --- other streams ----------------------------------------------------------------------------------------------------

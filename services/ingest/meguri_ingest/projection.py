@@ -101,7 +101,10 @@ def _park(session: Session, event: MessageParked, message: Message) -> None:
 def _send_back(session: Session, event: MessageRedriven) -> None:
     row = session.get(ReceiptRow, event.event)
     if row and row.status == "parked" and row.letter == event.sequence:
-        row.status, row.reason = "waiting", f"sent back by {event.actor}"
+        if event.sent:
+            row.status, row.reason = "rejected", f"put right by {event.actor} and sent as event {event.sent}"
+        else:
+            row.status, row.reason = "waiting", f"sent back by {event.actor}"
         session.add(row)
 
 

@@ -21,7 +21,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from meguri_chassis import telemetry
 from meguri_chassis.log import EventLog, LogUnavailable, Message, MovedOn, ce_value, publish
-from meguri_contracts.errors import TemporaryError
+from meguri_contracts.errors import PermanentError, TemporaryError
 from meguri_contracts.events import MessageParked
 from meguri_contracts.names import derived_id
 from meguri_contracts.topology import CONSUMERS, DEAD, LOG, MONITORING_ADVISORIES, dead_subject, subject
@@ -137,6 +137,8 @@ class DeadLetters:
             "meguri-reason": ce_value(parked.reason),
             "meguri-log": str(await self._log.last_sequence()),
         }
+        if message.stream == LOG and not await asyncio.to_thread(_can_be_read, message):
+            headers["meguri-unread"] = "yes"
         if len(message.body) > BODY_BYTES:
             headers["meguri-cut"] = f"the first {BODY_BYTES} of {len(message.body)} bytes"
         letter = dead_subject(parked.consumer, message.stream, message.sequence)
@@ -223,8 +225,19 @@ def _attributes(message: Undeliverable) -> tuple[str, str, str]:
     if message.stream != LOG:
         id_ = unquote(message.headers.get("Nats-Msg-Id", "")) or f"{message.stream.lower()}-{message.sequence}"
         return _clean(id_), "unknown", id_
-    read = Message.of(message.subject, message.headers, message.body, message.sequence, datetime.now(UTC))
+    read = _as_message(message)
     return read.id, read.source, read.journey
+
+
+def _can_be_read(message: Undeliverable) -> bool:
+    try:
+        return bool(_as_message(message).event)
+    except PermanentError:
+        return False
+
+
+def _as_message(message: Undeliverable) -> Message:
+    return Message.of(message.subject, message.headers, message.body, message.sequence, datetime.now(UTC))
 
 
 def _clean(text: str) -> str:

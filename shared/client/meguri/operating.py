@@ -81,9 +81,9 @@ def redrive(
 ) -> None:
     """Send a dead letter back to where it came from: every consumer of that stream hears the message again.
 
-    As it was, it keeps its id, so whoever dealt with it before leaves it at that. With another body it is another event: it
-    gets an id of its own and names the old one as its cause (ce-causeid), because an id always stands for one content,
-    and tables that have the old event would pass over the new one. What was interrupted can be done again.
+    As it was, it keeps its id, so whoever dealt with it before leaves it at that; so does what nobody could read. What could
+    be read and gets another body is another event: it gets an id of its own and names the old one as its cause (ce-causeid),
+    because tables that have the old event would pass over the new one. What was interrupted can be done again.
     """
     if (id is None) != everything:
         fail("exactly one of ID and --all is needed")

@@ -88,6 +88,9 @@ def _as_event(letter: Letter, before: Stored, body: bytes | None) -> dict[str, s
     headers = others | filled_in | {name: value for name, value in attributes.items() if value}
     if body is None:
         return headers
+    if "meguri-unread" in letter.headers:
+        # Nobody could read it, so its id stands for nothing yet, and upstream waits for what becomes of it.
+        return headers | {_EDITED: "yes"}
     return headers | {
         "ce-id": derived_id(letter.event, "edited", letter.subject, hashlib.sha256(body).hexdigest()),
         "ce-causeid": _encoded(letter.event),
@@ -129,11 +132,13 @@ async def _mark(js: JetStreamContext, letter: Letter, sent: Mapping[str, str], a
 
 
 async def _say(js: JetStreamContext, letter: Letter, mark: Mapping[str, str]) -> MessageRedriven:
+    sent = unquote(mark["meguri-sent"])
     event = MessageRedriven(
         consumer=letter.consumer,
         stream=letter.stream,
         sequence=letter.original,
-        event=unquote(mark["meguri-sent"]),
+        event=letter.event,
+        sent=sent if sent != letter.event else "",
         edited=mark[_EDITED] == "yes",
         actor=unquote(mark[REDRIVEN_BY]),
     )

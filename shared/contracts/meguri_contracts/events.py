@@ -483,6 +483,9 @@ class MessageRedriven(Event):
     sequence: int
     """Of the message that was parked."""
     event: str
+    """Id of the event that was parked."""
+    sent: str = ""
+    """Id under which it was sent back, if that is another: an event that could be read and was edited is another one."""
     edited: bool
     actor: str
 
