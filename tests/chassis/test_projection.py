@@ -201,3 +201,16 @@ async def test_a_parked_message_is_known_until_it_is_sent_back(database_url, wir
         await replica.projection.reached(await wire.say(MessageRedriven(**where, edited=False, actor="me")))
         with replica.database.read() as session:
             assert not projection.parked(session, consumer.rpartition("-")[0])
+
+
+async def test_the_journal_leaves_out_what_was_meant_for_the_broker_and_what_a_restore_adds(database_url, wire):
+    model = name("m")
+    body = b'{"reason": "r", "actor": "a"}'
+    stored = "2020-01-01T00:00:00+00:00"
+    headers = {"Nats-Expected-Last-Subject-Sequence": "0", "meguri-stored": stored, "kept": "yes"}
+    async with toy(database_url, wire.js) as one:
+        await one.projection.reached(await wire.publish("training-requested", model, body, headers))
+        [entry] = journal(one, model)
+
+    assert json.loads(entry.headers) == {"kept": "yes"}
+    assert utc(entry.time).isoformat() == stored

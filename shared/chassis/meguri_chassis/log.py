@@ -34,6 +34,7 @@ from meguri_contracts.topology import (
     LOG,
     MAKE_ROOM,
     MAX_INLINE_BYTES,
+    STORED,
     key_subjects,
     subject,
 )
@@ -48,8 +49,6 @@ WRONG_LAST_SEQUENCE = 10071
 """The broker's error code for an append that expected another last sequence."""
 WRONG_LAST_ID = 10070
 """The broker's error code for an append that expected another last message id."""
-STORED = "meguri-stored"
-"""Header that a restored message carries: when the broker first had it, if the message does not say its time itself."""
 _CE_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 

@@ -8,7 +8,7 @@ it moved back, because the tables were wiped, goes back too.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +41,7 @@ from meguri_chassis.store import (
 from meguri_contracts.errors import Conflict, Newer, PermanentError, TemporaryError
 from meguri_contracts.events import BY_KIND, Event, MessageParked, MessageRedriven
 from meguri_contracts.names import is_name
-from meguri_contracts.topology import EVENT_PREFIX, LOG, subject
+from meguri_contracts.topology import EVENT_PREFIX, LOG, STORED, subject
 
 logger = logging.getLogger(__name__)
 
@@ -397,10 +397,16 @@ def _entry(message: Message, *, applied: bool) -> dict[str, Any]:
         "kind": message.kind,
         "key": message.key,
         "time": message.time,
-        "headers": json.dumps(dict(message.headers)),
+        "headers": json.dumps(_lasting(message.headers)),
         "body": message.body,
         "applied": applied,
     }
+
+
+def _lasting(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers without what was meant for the broker at the append, and what a restored message has more: the journal of a
+    log that was put back is the same."""
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-Expected-") and name != STORED}
 
 
 def as_message(entry: JournalEntry) -> Message:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import operating, show, traces
+from meguri import keeping, operating, show, traces
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -174,6 +174,7 @@ def trace(
 
 
 operating.add_to(app)
+keeping.add_to(app)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ AFTER = "Meguri-After"
 """Header that names the last sequence of the log which the one who asks has seen."""
 TIMEOUT = 60.0
 """Seconds to wait for an answer."""
+LONG = 600.0
+"""Seconds to wait for one that takes a look at everything there is."""
 
 
 class MeguriClientError(Exception):
@@ -202,6 +205,41 @@ class Meguri:
         params = {"time": time.isoformat()} | ({"model": model} if model else {})
         return self._ask("GET", "registry", "/at", params=params)
 
+    def answers(self, service: str) -> bool:
+        """Whether a service runs, ready or not."""
+        try:
+            return self._http.get(f"{address(service)}/health/live").is_success
+        except httpx.HTTPError:
+            return False
+
+    def digest(self, service: str, *, after: int = 0) -> dict[str, Any] | None:
+        """How far the tables of a service are, and their digest there; None if it has no tables.
+
+        `after` is the sequence that they have reached at least: it is waited for, for at most LONG seconds.
+        """
+        until = time.monotonic() + LONG
+        while True:
+            try:
+                return self._ask("GET", service, "/log/digest", headers={AFTER: str(after)}, timeout=LONG)
+            except Refused as refusal:
+                if refusal.status == 404:
+                    return None
+                if refusal.status != 503 or time.monotonic() > until:
+                    raise
+                time.sleep(1)
+
+    def lines(self, method: str, service: str, path: str, **params: Any) -> Iterator[Any]:
+        """Yield what a service answers as JSON lines, as they come."""
+        try:
+            with self._http.stream(method, address(service) + path, params=params, timeout=LONG) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise Refused(answer.status_code, f"{service}: {_reason(answer)}")
+                # Not by the client's own lines, which end at any of the characters that Unicode counts as an end.
+                yield from _json_lines(answer.iter_bytes())
+        except httpx.HTTPError as error:
+            raise _unreachable(service, error) from error
+
     def _ask(self, method: str, service: str, path: str, **how: Any) -> Any:
         try:
             answer = self._http.request(method, address(service) + path, **how)
@@ -246,6 +284,13 @@ async def publish(
     finally:
         await client.close()
     return event_id
+
+
+def _json_lines(chunks: Iterator[bytes]) -> Iterator[Any]:
+    left = b""
+    for chunk in chunks:
+        *lines, left = (left + chunk).split(b"\n")
+        yield from map(json.loads, lines)
 
 
 def _unreachable(service: str, error: httpx.HTTPError) -> Unreachable:

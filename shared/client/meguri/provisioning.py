@@ -118,8 +118,9 @@ async def _allowing_for_room(step: Awaitable[Any], config: StreamConfig) -> None
         ) from error
 
 
-async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:
-    config = ConsumerConfig(
+def consumer_config(consumer: Consumer) -> ConsumerConfig:
+    """The configuration of a consumer that begins with the first message."""
+    return ConsumerConfig(
         durable_name=consumer.name,
         name=consumer.name,
         filter_subjects=list(consumer.subjects) if consumer.hears else None,
@@ -128,6 +129,10 @@ async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:
         max_ack_pending=consumer.max_ack_pending,
         max_deliver=-1,
     )
+
+
+async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:
+    config = consumer_config(consumer)
     try:
         have = (await js.consumer_info(consumer.stream, consumer.name)).config
     except NotFoundError:
@@ -138,5 +143,7 @@ async def _consumer(js: JetStreamContext, consumer: Consumer) -> Provisioned:
         getattr(have, name) == getattr(config, name) for name in ("ack_wait", "max_ack_pending", "max_deliver")
     )
     if not same:
+        # Where it began, after a restore not with the first message, cannot be changed.
+        config.deliver_policy, config.opt_start_seq = have.deliver_policy, have.opt_start_seq
         await js.add_consumer(consumer.stream, config)
     return Provisioned("consumer", consumer.name, "kept" if same else "updated")

@@ -160,6 +160,30 @@ def traces_as_data(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
     ]
 
 
+def restored_log(out: Console, done: dict[str, Any]) -> None:
+    if done["whole"]:
+        out.print(f"the log is whole: {done['messages']} messages, nothing was changed")
+        return
+    out.print(f"the log is back: {done['messages']} messages")
+    if done["lost"]:
+        out.print(f"[yellow]{done['lost']} of them are lost for good: a marker stands in the place of each[/]")
+    if done["appended"]:
+        out.print(f"{done['appended']} that came after the loss follow the others")
+
+
+def backed_up(out: Console, manifest: dict[str, Any]) -> None:
+    size = sum(file["size"] for file in manifest["files"].values())
+    out.print(f"the log up to {manifest['sequence']}, {len(manifest['files'])} files, {size / 2**20:.1f} MiB")
+    for service, found in manifest["services"].items():
+        out.print(f"{service:11} at {found['position']} {found['digest']}")
+
+
+def verified(out: Console, verdicts: Sequence[dict[str, Any]]) -> None:
+    for one in verdicts:
+        said = f"[red]differs[/]: {', '.join(one['differ'])}" if one["differ"] else "[green]as backed up[/]"
+        out.print(f"{one['service']:11} at {one['position']} {said}")
+
+
 def _named(span: Span) -> str:
     return f"{span.service}: {span.name}, trace {span.trace}"
 

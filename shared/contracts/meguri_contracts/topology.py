@@ -20,6 +20,8 @@ ADVISORY_PREFIX = "$JS.EVENT.ADVISORY.CONSUMER"
 
 FORMER_TRACE = "meguri-former-trace"
 """Header with the traceparent that a message had before it was sent back: linked to, not gone on with."""
+STORED = "meguri-stored"
+"""Header that a restored message carries: when the broker first had it, if the message does not say its time itself."""
 
 MAX_INLINE_BYTES = 1024 * 1024
 """Largest body of an event that is worked on. The broker takes more, so that a refusal can be said and kept."""
@@ -138,8 +140,8 @@ PORTS = {"console": 8000, "ingest": 8001, "training": 8002, "registry": 8003, "i
 
 
 def subject(kind: str, key: str) -> str:
-    """Return the subject of an event: `meguri.events.<kind>.<key>`."""
-    return f"{EVENT_PREFIX}.{kind}.{key}"
+    """Return the subject of an event: `meguri.events.<kind>.<key>`; without the last part if there is no key."""
+    return f"{EVENT_PREFIX}.{kind}.{key}" if key else f"{EVENT_PREFIX}.{kind}"
 
 
 def dead_subject(consumer: str, stream: str, sequence: int) -> str:
