@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from nats.js.errors import NoStreamResponseError
 from sqlalchemy import delete, update
 
 from meguri import restoring
 from meguri.journals import Gaps, JournalsDiffer
+from meguri.provisioning import BrokerAway, provision
 from meguri.restoring import Restored
 from meguri_chassis.store import JournalEntry
 from meguri_contracts.events import DataArrived, TrainingRequested
-from meguri_contracts.topology import LOG, STREAMS, subject
+from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, subject
 from tests.client.system import System, system
 from tests.conftest import Broker, until
 from tests.services import name
@@ -93,6 +95,8 @@ async def test_a_lost_log_comes_back_with_every_message_at_its_place_and_everyth
     assert config.subjects == ["meguri.events.>"]
     assert config.deny_delete
     assert config.duplicate_window == STREAMS[0].duplicate_window
+    consumers = await running_system.wire.js.consumers_info(LOG)
+    assert {consumer.name for consumer in consumers if not consumer.paused} >= {one.name for one in CONSUMERS[:5]}
     assert (await running_system.arrive(dataset, f"{dataset}-2", 4))["status"] == "committed"
     versions = (await running_system.http["ingest"].get(f"/datasets/{dataset}/versions")).json()
     assert [version["rows"] for version in versions] in ([3, 1], [1, 3]), "what was committed is not committed again"
@@ -168,8 +172,6 @@ async def test_journals_that_differ_are_refused_and_nothing_is_touched(running_s
 
 
 async def test_what_was_published_into_an_empty_new_log_follows_the_restored_messages(running_system, own_broker):
-    from meguri.provisioning import provision  # noqa: PLC0415
-
     dataset = await fill_with_odd_messages(running_system)
     before = await everything(running_system)
     await lose(running_system)
@@ -190,3 +192,43 @@ async def test_what_was_published_into_an_empty_new_log_follows_the_restored_mes
     ]
     await back_in_step(running_system)
     assert (await running_system.receipt(f"{dataset}-late"))["status"] == "committed"
+
+
+async def test_a_message_as_large_as_the_broker_takes_comes_back(running_system):
+    js = running_system.wire.js
+    await js.publish("meguri.events.no-such-kind", b"x" * js._nc.max_payload)
+    await js.publish("meguri.events.no-such-kind", b"small")
+    await running_system.quiet()
+    before = await everything(running_system)
+    await lose(running_system)
+
+    await restore()
+
+    assert await everything(running_system) == before
+
+
+async def test_a_restore_that_broke_off_is_done_again_and_still_has_what_came_after_the_loss(
+    running_system, own_broker, monkeypatch
+):
+    await fill_with_odd_messages(running_system)
+    before = await everything(running_system)
+    await lose(running_system)
+    await provision(own_broker.url)
+    late = await running_system.wire.say(TrainingRequested(model="nobody", reason="late", actor="test"), id="late")
+    assert late == 1
+
+    async def breaks_off(_: str) -> None:
+        raise BrokerAway("in the middle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(restoring, "provision", breaks_off)
+        with pytest.raises(BrokerAway):
+            await restore()
+    with pytest.raises(NoStreamResponseError):
+        await running_system.wire.publish("training-requested", "m", b"{}")
+    await restore()
+
+    after = await everything(running_system)
+    assert after[: len(before)] == before
+    assert "late" in [headers.get("ce-id") for _, _, headers, _ in after[len(before) :]]
+    await back_in_step(running_system)

@@ -237,10 +237,13 @@ class Appender:
     async def _send(self, message: Stored) -> None:
         subject = f"{_gate(self._stream)}.{message.subject}"
         headers = _wire(message.headers)
+        if len(headers) + len(message.body) > self._client.max_payload:
+            # As large as the broker takes: there is no room for its time.
+            headers = _wire({name: value for name, value in message.headers.items() if name != STORED})
         # Past the client's own `publish`, which refuses or changes what other clients may send.
         command = (
             hpub_cmd(subject, self._inbox, headers, message.body)
-            if message.headers
+            if headers
             else pub_cmd(subject, self._inbox, message.body)
         )
         await self._client._send_command(command)
@@ -267,5 +270,7 @@ class Appender:
 
 
 def _wire(headers: Mapping[str, str]) -> bytes:
+    if not headers:
+        return b""
     lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     return f"NATS/1.0\r\n{''.join(lines)}\r\n".encode("utf-8", "replace")

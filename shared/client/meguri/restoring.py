@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,8 +13,8 @@ from meguri import journals, log_copy
 from meguri.client import Meguri, broker
 from meguri.journals import Collected, Gaps
 from meguri.log_copy import Appender, Stored
-from meguri.provisioning import provision
-from meguri_contracts.topology import LOG, subject
+from meguri.provisioning import consumer_config, provision
+from meguri_contracts.topology import CONSUMERS, LOG, subject
 
 ASIDE = "ASIDE"
 """Stream that keeps what the old log held and no journal has, from before that one is deleted until the new one is whole."""
@@ -104,6 +105,7 @@ async def _fill(client: Client, js: JetStreamContext, found: Collected, say: Say
     """Make the log anew; return how many messages were appended from aside."""
     await _forget(js, LOG)
     await log_copy.create_closed(js, LOG)
+    await _make_waiting_consumers(js)
     aside = await log_copy.info(js, ASIDE)
     kept = aside.state.messages if aside else 0
     async with Appender(client, LOG) as log:
@@ -113,7 +115,19 @@ async def _fill(client: Client, js: JetStreamContext, found: Collected, say: Say
                 say(f"{message.sequence} of {found.last} messages are back")
         async for message in log_copy.read(client, ASIDE, 1, kept):
             await log.put(replace(message.restorable(), sequence=found.last + message.sequence))
+    for consumer in CONSUMERS:
+        if consumer.stream == LOG:
+            await js.resume_consumer(LOG, consumer.name)
     return kept
+
+
+async def _make_waiting_consumers(js: JetStreamContext) -> None:
+    """Make the consumers, to be let go when the log is whole: services ask for a missing one without a pause."""
+    for consumer in CONSUMERS:
+        if consumer.stream == LOG:
+            config = consumer_config(consumer)
+            config.pause_until = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+            await js.add_consumer(LOG, config)
 
 
 def _without_gaps(messages: Iterator[Stored], last: int) -> Iterator[Stored]:
