@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -14,7 +17,7 @@ from typer.testing import CliRunner
 from meguri import archive, backup, cli, restoring_backup
 from meguri.archive import Damaged, NoBackup, NotEmpty
 from meguri.client import Unreachable
-from meguri.provisioning import provision
+from meguri.provisioning import BrokerAway, provision
 from meguri_contracts.topology import DEAD, INGEST_ARRIVALS, LOG, PREDICTIONS
 from tests.client.system import System, system
 from tests.conftest import Broker
@@ -236,17 +239,36 @@ async def test_a_backup_that_broke_off_is_none(running_system, tmp_path, monkeyp
         archive.check(kept)
 
 
-async def test_a_full_disk_leaves_no_backup_and_says_so(running_system, monkeypatch):
+async def test_a_disk_that_takes_no_more_leaves_no_backup_and_is_named(running_system, tmp_path):
     await running_system.apply(name("d"))
+    kept = tmp_path / "kept"
 
-    class Full:
-        def write(self, _: bytes) -> int:
-            raise OSError(28, "No space left on device")
+    def command() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "meguri", "backup", str(kept)],
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+        )
 
-    monkeypatch.setattr("meguri.journals.write", lambda *_: Full().write(b""))
-    monkeypatch.chdir(running_system.var)
-    result = await asyncio.to_thread(CliRunner().invoke, cli.app, ["backup", "kept"])
+    result = await asyncio.to_thread(command)
 
-    assert result.exit_code == 1
-    assert "No space left on device" in result.output
-    assert not (running_system.var / "kept/manifest.json").exists()
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("meguri: File too large")
+    assert not (kept / "manifest.json").exists()
+
+
+async def test_a_broker_that_goes_away_in_the_middle_leaves_no_backup(running_system, own_broker, tmp_path):
+    await running_system.apply(name("d"))
+    kept = tmp_path / "kept"
+
+    def gone_at_the_cut(line: str) -> None:
+        if line.startswith("the cut"):
+            own_broker.kill()
+
+    with pytest.raises(BrokerAway):
+        await asyncio.to_thread(asyncio.run, backup.backup(kept, say=gone_at_the_cut))
+    with pytest.raises(NoBackup):
+        archive.check(kept)
+    own_broker.start()

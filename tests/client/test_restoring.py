@@ -14,7 +14,8 @@ from meguri.provisioning import BrokerAway, provision
 from meguri.restoring import Restored
 from meguri_chassis.store import JournalEntry
 from meguri_contracts.events import DataArrived, TrainingRequested
-from meguri_contracts.topology import CONSUMERS, LOG, STREAMS, subject
+from meguri_contracts.topology import CONSUMERS, LOG, PREDICTIONS, STREAMS, subject
+from meguri_monitoring.store import position
 from tests.client.system import System, system
 from tests.conftest import Broker, until
 from tests.services import name
@@ -232,3 +233,28 @@ async def test_a_restore_that_broke_off_is_done_again_and_still_has_what_came_af
     assert after[: len(before)] == before
     assert "late" in [headers.get("ce-id") for _, _, headers, _ in after[len(before) :]]
     await back_in_step(running_system)
+
+
+async def test_predictions_that_come_after_a_broker_was_lost_whole_are_looked_at(running_system, own_broker):
+    js = running_system.wire.js
+    monitoring = running_system.services["monitoring"]
+
+    def counted() -> int:
+        with monitoring.database.read() as session:
+            return position(session)
+
+    await fill_with_odd_messages(running_system)
+    for number in range(4):
+        await js.publish("meguri.predictions.nobody", b"no Arrow %d" % number, stream=PREDICTIONS)
+    await until(lambda: counted() == 4, "four predictions counted")
+    await lose(running_system)
+    await js.delete_stream(PREDICTIONS)
+    await provision(own_broker.url)
+    await js.publish("meguri.predictions.nobody", b"between", stream=PREDICTIONS)
+
+    await restore()
+
+    ack = await js.publish("meguri.predictions.nobody", b"after", stream=PREDICTIONS)
+    assert ack.seq > 4
+    assert [message.data for message in await running_system.wire.stored(PREDICTIONS, ">")] == [b"between", b"after"]
+    await until(lambda: counted() == ack.seq, "those after the loss counted")

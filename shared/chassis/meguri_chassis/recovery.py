@@ -3,6 +3,7 @@
 Lists come as JSON lines, so that neither side holds a whole log in memory.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,7 +17,7 @@ from sqlmodel import col, select
 from meguri_chassis.digesting import rows
 from meguri_chassis.log import EventLog
 from meguri_chassis.projection import Projection, Rebuilding, parked
-from meguri_chassis.store import Database, JournalEntry, utc
+from meguri_chassis.store import Database, JournalEntry, Position, utc
 
 LINES = "application/x-ndjson"
 Place = Annotated[int, Query(ge=0, le=2**63 - 1)]
@@ -48,9 +49,10 @@ def routes(
 
     @router.get("/digest")
     async def get_digest() -> dict[str, Any]:
-        """The digest of all tables that follow from the log, at the position where they stand."""
+        """The digest of all tables that follow from the log, where they stand; and how far each stream was read."""
         position, found = await projection.state()
-        return {"service": service, "position": position, "digest": found.whole, "tables": found}
+        answer = {"service": service, "position": position, "digest": found.whole, "tables": found}
+        return answer | {"read": await asyncio.to_thread(_positions, database)}
 
     @router.get("/journal", response_class=StreamingResponse)
     def get_journal(after: Place = 0) -> StreamingResponse:
@@ -75,6 +77,11 @@ def routes(
         return StreamingResponse(_progress(first, rebuilding), media_type=LINES)
 
     return router
+
+
+def _positions(database: Database) -> dict[str, int]:
+    with database.read() as session:
+        return {row.projection: row.sequence for row in session.exec(select(Position)).all()}
 
 
 async def _progress(first: Rebuilding, rest: AsyncIterator[Rebuilding]) -> AsyncIterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from meguri.client import Meguri, MeguriClientError
 from meguri.log_copy import Stored
-from meguri_contracts.topology import PORTS, subject
+from meguri_contracts.topology import PORTS, PREDICTIONS, subject
 
 
 class JournalsDiffer(MeguriClientError):
@@ -43,17 +43,23 @@ class Range:
 
 @dataclass(frozen=True)
 class Collected:
-    """What all journals hold together, in `file`; `last` is the last sequence that the log must have."""
+    """What all journals hold together, in `file`; `last` is the last sequence that the log must have.
+
+    `predictions` is the last sequence of their stream that was counted.
+    """
 
     file: Path
     messages: int
     last: int
     missing: tuple[Range, ...]
+    predictions: int
 
 
 def collect(meguri: Meguri, file: Path) -> Collected:
     """Merge the journals of all services into a file. Raises Unreachable when a service is not there, JournalsDiffer."""
-    positions = {service: found["position"] for service, found in digests(meguri).items()}
+    services = digests(meguri)
+    positions = {service: found["position"] for service, found in services.items()}
+    predictions = max((found["read"].get(PREDICTIONS.lower(), 0) for found in services.values()), default=0)
     journals = {service: _journal(meguri, service) for service in positions}
     messages, expected, missing = 0, 1, []
     with gzip.open(file, "wt", compresslevel=3, encoding="utf-8") as out:
@@ -65,7 +71,7 @@ def collect(meguri: Meguri, file: Path) -> Collected:
     last = max([expected - 1, *positions.values()])
     if last >= expected:
         missing.append(Range(expected, last))
-    return Collected(file, messages, last, tuple(missing))
+    return Collected(file, messages, last, tuple(missing), predictions)
 
 
 def digests(meguri: Meguri, *, after: int = 0) -> dict[str, dict[str, Any]]:

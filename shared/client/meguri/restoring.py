@@ -1,5 +1,6 @@
 """Puts back a log that was lost, out of what the services have journaled of it."""
 
+import gzip
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,14 @@ from meguri.client import Meguri, broker
 from meguri.journals import Collected, Gaps
 from meguri.log_copy import Appender, Stored
 from meguri.provisioning import consumer_config, provision
-from meguri_contracts.topology import CONSUMERS, LOG, subject
+from meguri_contracts.topology import CONSUMERS, LOG, PREDICTIONS, subject
 
 ASIDE = "ASIDE"
 """Stream that keeps what the old log held and no journal has, from before that one is deleted until the new one is whole."""
 LOST = "lost"
 """Kind of the messages that stand where one is missing for good; nobody hears it."""
+MARGIN = 10_000
+"""More predictions than can have been kept in tables and not yet counted when their stream was lost."""
 SAY_EVERY = 10_000
 
 Say = Callable[[str], None]
@@ -46,14 +49,16 @@ async def restore_log(*, accept_gaps: bool = False, say: Say) -> Restored:
         say(f"the journals hold {found.messages} messages, up to {found.last}")
         async with log_copy.connected() as (client, js):
             if await _is_whole(client, js, found):
+                await _lift_predictions(client, js, found, say)
                 return Restored(whole=True, messages=(await js.stream_info(LOG)).state.messages)
             if found.missing and not accept_gaps:
                 raise Gaps(found.missing)
             await _put_aside(client, js, found, say)
             appended = await _fill(client, js, found, say)
         await provision(broker())
-        async with log_copy.connected() as (_, js):
+        async with log_copy.connected() as (client, js):
             await _forget(js, ASIDE)
+            await _lift_predictions(client, js, found, say)
             lost = sum(one.last - one.first + 1 for one in found.missing)
             return Restored(whole=False, messages=found.last + appended, lost=lost, appended=appended)
 
@@ -128,6 +133,22 @@ async def _make_waiting_consumers(js: JetStreamContext) -> None:
             config = consumer_config(consumer)
             config.pause_until = (datetime.now(UTC) + timedelta(days=1)).isoformat()
             await js.add_consumer(LOG, config)
+
+
+async def _lift_predictions(client: Client, js: JetStreamContext, found: Collected, say: Say) -> None:
+    """Have a stream of predictions that was lost too go on after what was counted: what comes before would not be looked at."""
+    state = (await js.stream_info(PREDICTIONS)).state
+    if state.last_seq >= found.predictions:
+        return
+    file = found.file.with_name(PREDICTIONS)
+    with gzip.open(file, "wt", compresslevel=3, encoding="utf-8") as out:
+        async for message in log_copy.read(client, PREDICTIONS, state.first_seq, state.last_seq):
+            journals.write(out, message)
+    # Beyond its end, a purge moves the sequence that comes next.
+    await js.purge_stream(PREDICTIONS, seq=found.predictions + MARGIN)
+    for message in journals.read(file):
+        await js.publish(message.subject, message.body, stream=PREDICTIONS)
+    say(f"predictions were lost as well: the next get sequences after {found.predictions}")
 
 
 def _without_gaps(messages: Iterator[Stored], last: int) -> Iterator[Stored]:
