@@ -11,9 +11,10 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from meguri import journals, log_copy
+from meguri.appending import Appender
 from meguri.client import Meguri, broker
 from meguri.journals import Collected, Gaps
-from meguri.log_copy import Appender, Stored
+from meguri.log_copy import Stored
 from meguri.provisioning import consumer_config, provision
 from meguri_contracts.topology import CONSUMERS, LOG, PREDICTIONS, subject
 

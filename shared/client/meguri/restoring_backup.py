@@ -14,10 +14,11 @@ from nats.js import JetStreamContext
 from nats.js.api import DeliverPolicy
 
 from meguri import archive, journals, log_copy, stores
+from meguri.appending import Appender
 from meguri.archive import NotEmpty
 from meguri.backup import ARTIFACTS, DATA, Say, stream_file
 from meguri.client import Meguri, broker
-from meguri.log_copy import Appender, Stored
+from meguri.log_copy import Stored
 from meguri.provisioning import consumer_config, provision
 from meguri_contracts.topology import CONSUMERS, DEAD, LOG, PREDICTIONS
 
