@@ -38,6 +38,9 @@ format: setup ## Put the format right
 bench: setup ## Measure, side by side with the yardsticks
 	@$(RUN) -m tests.bench $(ARGS)
 
+chaos: setup ## Kill everything under load and show that nothing is lost (ARGS="--seed 3 --database postgresql", ARGS=--mutants)
+	@$(RUN) -m tests.system.chaos $(ARGS)
+
 docs: setup ## Write the OpenAPI and AsyncAPI documents to build/docs
 	@$(RUN) -m infra.docs
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -13,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.postgres import HAS_POSTGRES, running_postgres
+
 ROOT = Path(__file__).parent.parent
 NATS_SERVER = os.environ.get("MEGURI_NATS_SERVER") or str(ROOT / ".tools/nats/embedded_nats/bin/nats-server")
-POSTGRES = next((p.parent for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
 PATIENCE = 30.0
 """Seconds after which a condition that did not come true fails its test."""
 
@@ -120,26 +120,10 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL of our own, without a database name. Skips where its binaries are missing."""
-    if POSTGRES is None:
+    if not HAS_POSTGRES:
         pytest.skip("PostgreSQL's binaries are missing: apt-get install postgresql")
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
-    # PostgreSQL refuses to run as root; the user of Debian's package is there where its binaries are.
-    user = "postgres" if os.geteuid() == 0 else None
-    if user:
-        shutil.chown(folder, user)
-        for parent in folder.parents[:3]:
-            parent.chmod(parent.stat().st_mode | 0o011) if parent.owner() == "root" and parent != Path("/") else None
-    data = folder / "data"
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    _as(user, POSTGRES / "initdb", "-D", data, "-U", "meguri", "-A", "trust", "-E", "UTF8", "--no-sync")
-    _as(user, POSTGRES / "pg_ctl", "-D", data, "-w", "-o", options, "-l", folder / "log", "start")
-    yield f"postgresql://meguri@127.0.0.1:{port}"
-    stop = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]
-    subprocess.run(stop, check=False, user=user, stdout=subprocess.DEVNULL, cwd="/")
-
-
-def _as(user: str | None, *command: object) -> None:
-    subprocess.run([str(part) for part in command], check=True, user=user, stdout=subprocess.DEVNULL, cwd="/")
+    with running_postgres(tmp_path_factory.mktemp("postgres"), free_port()) as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,11 @@ class Process:
 
 
 class Laptop:
-    """All processes below one supervisor, from `with` to its end."""
+    """All processes below one supervisor, from `with` to its end. `launch` gives Python's arguments for a service."""
 
-    def __init__(self, var: Path) -> None:
+    def __init__(self, var: Path, launch: Callable[[str], str] = "-m meguri_{}".format) -> None:
         self.var = var
+        self._launch = launch
         self.own_broker = "MEGURI_NATS_URL" not in os.environ
         self._supervisor: subprocess.Popen[bytes] | None = None
         if self.own_broker:
@@ -110,7 +111,7 @@ class Laptop:
             for replica in range(int(os.environ.get(f"MEGURI_{service.upper()}_REPLICAS", "1"))):
                 port = _port(service.upper(), PORTS[service]) + REPLICA_STEP * replica
                 name = service if replica == 0 else f"{service}-{replica + 1}"
-                yield Process(name, f"{sys.executable} -m meguri_{service}", port, setting, {setting: str(port)})
+                yield Process(name, f"{sys.executable} {self._launch(service)}", port, setting, {setting: str(port)})
 
     def _config(self, processes: list[Process]) -> configparser.RawConfigParser:
         config = configparser.RawConfigParser()
