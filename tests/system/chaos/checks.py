@@ -24,8 +24,8 @@ from tests.system.chaos import specs
 from tests.system.chaos.publishers import Ledger
 from tests.system.chaos.seen import Seen
 
-NAMED = 5
-"""Offenders that a finding names."""
+NAMED, NAMED_LENGTH = 5, 200
+"""Offenders that a finding names, and letters of each."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ def of_watching(seen: Seen) -> list[Finding]:
     ]
 
 
+def of_drift(seen: Seen) -> list[Finding]:
+    """Every model has had an episode of drift, where every model was made to see it."""
+    models = {event.model for _, event in seen.said(DriftDetected)}
+    return [_none("models without an episode", set(specs.DATASET_OF) - models)]
+
+
 def of_ids(seen: Seen) -> list[Finding]:
     """No event of a service stands in the log twice, under its id or another."""
     said = [message for message in seen.messages if message.source.startswith("meguri/")]
@@ -198,7 +204,7 @@ def _none(check: str, offenders: Any, beside: str = "") -> Finding:
 
 
 def _such_as(offenders: Iterable[Any]) -> str:
-    named = [str(one)[:200] for one in list(offenders)[:NAMED]]
+    named = [str(one)[:NAMED_LENGTH] for one in list(offenders)[:NAMED]]
     return f": {', '.join(named)}" if named else ""
 
 

@@ -1,6 +1,8 @@
 """One run: load and havoc, then quiet, then every check."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,7 +17,7 @@ from nats.aio.client import Client
 from meguri.client import Meguri, broker
 from tests.system.chaos import checks, havoc, leaks, recovery, specs
 from tests.system.chaos.checks import Finding
-from tests.system.chaos.predictions import Asked, ask_for_predictions
+from tests.system.chaos.predictions import Asked, Shop
 from tests.system.chaos.publishers import Ledger, publishers
 from tests.system.chaos.quiet import Quiet, until_quiet
 from tests.system.chaos.seen import Seen
@@ -69,6 +71,7 @@ class _Run:
     def __init__(self, plan: Plan, system: System, say: Callable[[str], None]) -> None:
         self._plan, self._system, self._say = plan, system, say
         self._ledger, self._asked, self._outcome = Ledger(), Asked(), Outcome()
+        self._drifted = False
 
     async def play(self) -> Outcome:
         async with AsyncExitStack() as stack:
@@ -78,7 +81,9 @@ class _Run:
             await asyncio.to_thread(self._apply_specs)
             await self._storm()
             quiet = await self._quiet("the storm")
-            if quiet.reached:
+            # What is broken on purpose shows in the log, or never gets here.
+            if quiet.reached and not self._plan.mutant:
+                await self._drift()
                 await self._leaks()
                 await self._recovery()
             seen = await Seen.after(self._client, self._system.var / "data")
@@ -106,12 +111,12 @@ class _Run:
         """Publish and ask for predictions for so many seconds; return when everything was accepted."""
         four = publishers(self._client, self._http, self._system.urls("ingest"), self._ledger)
         rate = self._plan.rate / len(four)
-        inference = self._system.urls("inference")
+        shop = Shop(self._http, self._system.urls("inference"), self._asked)
         try:
             async with asyncio.timeout(seconds + ACCEPTED_WITHIN), asyncio.TaskGroup() as group:
                 for publisher in four:
                     group.create_task(publisher.publish(seed, rate, seconds))
-                group.create_task(ask_for_predictions(self._http, inference, seed, seconds, self._asked))
+                group.create_task(shop.ask_steadily(seed, seconds))
         except TimeoutError:
             found = f"not {ACCEPTED_WITHIN:.0f} s after the load"
             self._outcome.findings.append(Finding("everything is accepted in the end", False, found))
@@ -123,6 +128,22 @@ class _Run:
         self._outcome.findings.append(Finding(f"quiet after {after}", quiet.reached, found))
         self._outcome.findings.append(Finding(f"consumer lag after {after}", quiet.lag == 0, f"{quiet.lag}"))
         return quiet
+
+    async def _drift(self) -> None:
+        """Have every model see drift, and kill who watches it in the middle."""
+        shop, seed = Shop(self._http, self._system.urls("inference"), self._asked), f"{self._plan.seed}-drift"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(shop.ask_all(seed, moved=True))
+            group.create_task(self._kill("monitoring"))
+        await self._quiet("drift")
+        await shop.ask_all(seed, moved=False)
+        await self._quiet("the end of the drift")
+        self._drifted = True
+
+    async def _kill(self, service: str) -> None:
+        for name, pid in (await asyncio.to_thread(self._system.pids)).items():
+            if name.startswith(service):
+                os.kill(pid, signal.SIGKILL)
 
     async def _leaks(self) -> None:
         """Do the same work twice: the first time fills what processes keep, the second must add nothing."""
@@ -148,6 +169,7 @@ class _Run:
     def _judge(self, seen: Seen) -> None:
         findings = [checks.of_arrivals(seen, self._ledger), checks.of_tables(seen, self._ledger)]
         findings += [check(seen) for check in checks.OF_THE_LOG]
+        findings += [checks.of_drift(seen)] if self._drifted else []
         self._outcome.findings = [finding for part in findings for finding in part] + self._outcome.findings
         self._outcome.figures |= {
             "events in the log": len(seen.messages),

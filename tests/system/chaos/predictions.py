@@ -13,9 +13,14 @@ from tests.system.chaos import specs
 PRODUCERS = ("shop-a", "shop-b", "shop-c")
 MOVED_BY = 5.0
 """How far the drifting producer's first feature moves, in standard deviations."""
-ROWS = 200
-"""Rows of a request."""
-EVERY = 0.1
+ROWS = 50
+VALUES = ROWS * len(specs.FEATURES)
+"""Rows of a request, and numbers in them."""
+WINDOWS = 6
+"""Windows that are enough for an episode to begin or to end."""
+PATIENCE = 2.0
+"""Seconds to wait for an answer."""
+EVERY = 0.05
 """Seconds between requests."""
 
 
@@ -27,33 +32,45 @@ class Asked:
     unanswered: int = 0
 
 
-async def ask_for_predictions(
-    http: httpx.AsyncClient, urls: Sequence[str], seed: str, seconds: float, asked: Asked
-) -> None:
-    """Ask steadily; in the middle third of the time one producer drifts."""
-    random, loop = Random(f"{seed} predictions"), asyncio.get_running_loop()
-    began = loop.time()
-    for turn in count():
-        elapsed = loop.time() - began
-        if elapsed >= seconds:
+@dataclass(frozen=True)
+class Shop:
+    """Asks for predictions in turn for each producer and of each replica. What it asks follows from a seed."""
+
+    http: httpx.AsyncClient
+    urls: Sequence[str]
+    asked: Asked
+    turn: "count[int]" = field(default_factory=count)
+
+    async def ask_steadily(self, seed: str, seconds: float) -> None:
+        """Ask for so many seconds; in the middle third of the time one producer drifts."""
+        random, loop = Random(f"{seed} predictions"), asyncio.get_running_loop()
+        began = loop.time()
+        while (elapsed := loop.time() - began) < seconds:
+            moved = seconds / 3 < elapsed < seconds * 2 / 3
+            await self._ask(random, random.choice([*specs.DATASET_OF]), moved=moved)
+            await asyncio.sleep(EVERY)
+
+    async def ask_all(self, seed: str, *, moved: bool) -> None:
+        """Ask every model for WINDOWS windows of predictions; one producer has drifted or has not."""
+        random = Random(f"{seed} {moved}")
+        for _ in range(WINDOWS * specs.WINDOW_ROWS // ROWS):
+            for model in specs.DATASET_OF:
+                await self._ask(random, model, moved=moved)
+
+    async def _ask(self, random: Random, model: str, *, moved: bool) -> None:
+        turn = next(self.turn)
+        producer = PRODUCERS[turn // len(specs.DATASET_OF) % len(PRODUCERS)]
+        by = MOVED_BY if moved and producer == PRODUCERS[-1] else 0.0
+        data = [random.gauss(0, 1) + (by if at % len(specs.FEATURES) == 0 else 0) for at in range(VALUES)]
+        tensor = {"name": "input", "shape": [ROWS, len(specs.FEATURES)], "datatype": "FP64", "data": data}
+        url = f"{self.urls[turn % len(self.urls)]}/v2/models/{model}/infer"
+        try:
+            body = {"inputs": [tensor], "parameters": {"producer": producer}}
+            answer = await self.http.post(url, json=body, timeout=PATIENCE)
+        except httpx.HTTPError:
+            self.asked.unanswered += 1
             return
-        drifting = seconds / 3 < elapsed < seconds * 2 / 3
-        model, producer = random.choice([*specs.DATASET_OF]), PRODUCERS[turn % len(PRODUCERS)]
-        moved = MOVED_BY if drifting and producer == PRODUCERS[-1] else 0.0
-        rows = [[random.gauss(0, 1) + moved, random.gauss(0, 1), random.gauss(0, 1)] for _ in range(ROWS)]
-        await _ask(http, f"{urls[turn % len(urls)]}/v2/models/{model}/infer", producer, rows, asked)
-        await asyncio.sleep(max(0.0, began + (turn + 1) * EVERY - loop.time()))
-
-
-async def _ask(http: httpx.AsyncClient, url: str, producer: str, rows: list[list[float]], asked: Asked) -> None:
-    data = [value for row in rows for value in row]
-    tensor = {"name": "input", "shape": [len(rows), len(rows[0])], "datatype": "FP64", "data": data}
-    try:
-        answer = await http.post(url, json={"inputs": [tensor], "parameters": {"producer": producer}}, timeout=2)
-    except httpx.HTTPError:
-        asked.unanswered += 1
-        return
-    if answer.status_code == 200:
-        asked.ids.add(answer.json()["parameters"]["prediction_id"])
-    else:
-        asked.unanswered += 1
+        if answer.status_code == 200:
+            self.asked.ids.add(answer.json()["parameters"]["prediction_id"])
+        else:
+            self.asked.unanswered += 1

@@ -74,6 +74,8 @@ async def _look(system: System, client: Client, http: httpx.AsyncClient) -> _Loo
         *(_replica(http, service, url) for service in SERVICES for url in system.urls(service))
     )
     lags = [f"{name} has {lag} to do" for name, lag in left.items() if lag]
+    if (counted := await asyncio.to_thread(system.counted)) < ends[1]:
+        lags.append(f"predictions are counted up to {counted} of {ends[1]}")
     in_the_way, troubles = [reason for reason, _ in found if reason], [trouble for _, trouble in found if trouble]
     return _Look(ends, sum(left.values()), (*lags, *in_the_way), tuple(troubles))
 
@@ -84,7 +86,8 @@ async def _replica(http: httpx.AsyncClient, service: str, url: str) -> tuple[str
         ready = (await http.get(f"{url}/health/ready")).json()
         if not ready["ready"]:
             stuck = next((reason for reason in ready["reasons"] if "cannot apply" in reason), "")
-            return f"{service} is not ready: {', '.join(ready['reasons'])}", stuck
+            reasons = [reason.partition("\n")[0] for reason in ready["reasons"]]
+            return f"{service} is not ready: {', '.join(reasons)}", stuck
         if service in WITH_TABLES:
             log = await ask(http, f"{url}/log")
             if log["position"] < log["last"]:

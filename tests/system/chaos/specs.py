@@ -10,6 +10,8 @@ DATASET_OF = {"apples": "apples", "pears": "fruit", "plums": "fruit"}
 DATASETS = tuple(dict.fromkeys(DATASET_OF.values()))
 ROWS = 3
 """Rows of an arrival."""
+WINDOW_ROWS = 150
+"""Predictions that are judged together."""
 
 
 def spec(model: str, retrain_rows: int) -> bytes:
@@ -34,7 +36,7 @@ def spec(model: str, retrain_rows: int) -> bytes:
             "validation": {"holdout": 0.25, "seed": 7},
             "gate": "accuracy >= 0.5 and accuracy >= champion.accuracy - 0.01",
             "retrain": {"first_rows": min(retrain_rows, 150), "rows": retrain_rows, "drift": True},
-            "monitor": {"window_rows": 200, "min_rows": 100, "windows": 2},
+            "monitor": {"window_rows": WINDOW_ROWS, "min_rows": 100, "windows": 2},
         }
     ).encode()
 

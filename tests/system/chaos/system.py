@@ -14,6 +14,7 @@ from xmlrpc.client import ServerProxy
 import httpx
 import psutil
 import psycopg
+import sqlalchemy
 from supervisor.xmlrpc import SupervisorTransport
 
 from infra.local.processes import REPLICA_STEP, SERVICES, Laptop
@@ -94,6 +95,19 @@ class System:
                 file.unlink()
         for name in replicas:
             self._supervisor().startProcess(name, False)
+
+    def counted(self) -> int:
+        """Up to which message of their stream monitoring has counted the predictions; it has no route that says so."""
+        server = self._server.replace("postgresql:", "postgresql+psycopg:")
+        engine = sqlalchemy.create_engine(f"{server}/monitoring" if server else f"sqlite:///{self.var}/monitoring.db")
+        query = sqlalchemy.text("SELECT sequence FROM log_position WHERE projection = 'predictions'")
+        try:
+            with engine.connect() as connection:
+                return connection.execute(query).scalar() or 0
+        except sqlalchemy.exc.DBAPIError:
+            return 0  # wiped a moment ago
+        finally:
+            engine.dispose()
 
     def _supervisor(self) -> Any:
         transport = SupervisorTransport(serverurl=f"unix://{self.var}/supervisor.sock")
