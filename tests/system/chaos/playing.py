@@ -83,8 +83,9 @@ class _Run:
             quiet = await self._quiet("the storm")
             # What is broken on purpose shows in the log, or never gets here.
             if quiet.reached and not self._plan.mutant:
-                await self._drift()
                 await self._leaks()
+                # Last, so that the tables are made again while episodes go on.
+                await self._drift()
                 await self._recovery()
             seen = await Seen.after(self._client, self._system.var / "data")
             self._judge(seen)
@@ -130,14 +131,15 @@ class _Run:
         return quiet
 
     async def _drift(self) -> None:
-        """Have every model see drift, and kill who watches it in the middle."""
+        """Have every model see drift come, go and come again, and kill who watches it in the middle."""
         shop, seed = Shop(self._http, self._system.urls("inference"), self._asked), f"{self._plan.seed}-drift"
         async with asyncio.TaskGroup() as group:
-            group.create_task(shop.ask_all(seed, moved=True))
+            group.create_task(shop.ask_all(f"{seed} comes", moved=True))
             group.create_task(self._kill("monitoring"))
         await self._quiet("drift")
-        await shop.ask_all(seed, moved=False)
-        await self._quiet("the end of the drift")
+        await shop.ask_all(f"{seed} goes", moved=False)
+        await shop.ask_all(f"{seed} comes again", moved=True)
+        await self._quiet("more drift")
         self._drifted = True
 
     async def _kill(self, service: str) -> None:

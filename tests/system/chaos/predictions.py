@@ -52,7 +52,7 @@ class Shop:
 
     async def ask_all(self, seed: str, *, moved: bool) -> None:
         """Ask every model for WINDOWS windows of predictions; one producer has drifted or has not."""
-        random = Random(f"{seed} {moved}")
+        random = Random(seed)
         for _ in range(WINDOWS * specs.WINDOW_ROWS // ROWS):
             for model in specs.DATASET_OF:
                 await self._ask(random, model, moved=moved)

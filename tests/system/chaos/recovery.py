@@ -32,9 +32,11 @@ async def wipe_and_replay(
     after = await _replay(http, url, until=before["position"])
     differ = [name for name, digest in after["tables"].items() if before["tables"].get(name) != digest]
     now = await ask(http, f"{url}/log/digest")
-    stands = now["position"] > before["position"] or now["digest"] == before["digest"]
-    short = f"{before['digest'][:12]} before, {after['after'][:12]} after, {quiet.seconds:.1f} s"
-    return Finding(check, stands and not differ, short + (f": {', '.join(differ)} differ" if differ else ""))
+    said = now["position"] - before["position"]
+    holds = not differ and not said and now["digest"] == before["digest"]
+    short = f"{before['digest'][:12]} before, {now['digest'][:12]} after, {quiet.seconds:.1f} s"
+    differing = f": {', '.join(differ)} differ" if differ else ""
+    return Finding(check, holds, short + differing + (f"; {said} events were said again" if said else ""))
 
 
 async def _replayed(system: System, http: httpx.AsyncClient, service: str) -> Finding:
