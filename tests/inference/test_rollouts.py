@@ -14,8 +14,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
-from meguri_contracts.events import Artifact, Deployed, ModelLoaded, Plan, RolloutChanged
+from meguri_chassis.log import EventLog, LogUnavailable
+from meguri_contracts.events import Artifact, Deployed, Event, ModelLoaded, Plan, RolloutChanged
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
+from meguri_inference import rollouts
 from meguri_inference.app import build
 from meguri_inference.prediction_log import read_batch
 from meguri_inference.settings import Settings
@@ -245,3 +247,21 @@ async def test_predictions_in_hand_are_published_before_the_replica_is_gone(own_
 
         (message,) = await beside.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{model}")
         assert read_batch(message.data).num_rows == 3
+
+
+async def test_a_version_that_serves_is_said_once_the_log_takes_it(inference, iris, monkeypatch):
+    append, refused = EventLog.append, []
+
+    async def away_at_first(log: EventLog, event: Event, **more: Any) -> int:
+        if isinstance(event, ModelLoaded) and not refused:
+            refused.append(event)
+            raise LogUnavailable("the log is away")
+        return await append(log, event, **more)
+
+    monkeypatch.setattr(rollouts, "RETRY", 0.01)
+    monkeypatch.setattr(EventLog, "append", away_at_first)
+    await inference.serve(iris, 1)
+    (said,) = await until(lambda: inference.wire.said(ModelLoaded, inference.model), "model-loaded")
+
+    assert refused
+    assert said.version == 1

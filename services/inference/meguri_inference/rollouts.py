@@ -46,6 +46,8 @@ class Rollouts:
         self._max_age = continue_trace_max_age
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, str] = {}
+        self._unsaid: set[tuple[str, int]] = set()
+        """Models and versions that serve, and the log does not know it yet."""
         self._present: set[str] | None = None
         """Models that were rolled out before we came and are not loaded yet; None while these are not known."""
 
@@ -114,18 +116,25 @@ class Rollouts:
         rollout = message.event
         assert isinstance(rollout, RolloutChanged)
         began, champion = time.perf_counter(), rollout.plan.champion
-        if self._models.ready(rollout.model, str(champion.version)):
-            return
-        onnx = await self._artifacts.get(champion.onnx)
-        with telemetry.tracer.start_as_current_span("load", attributes=telemetry.lineage(rollout)):
-            loaded = await asyncio.to_thread(LoadedModel.load, champion, rollout.model, onnx)
-        self._models.swap(rollout.model, loaded)
-        self._origins.set(rollout.model, message)
-        seconds = time.perf_counter() - began
+        serves = (rollout.model, champion.version)
+        if not self._models.ready(rollout.model, str(champion.version)):
+            onnx = await self._artifacts.get(champion.onnx)
+            with telemetry.tracer.start_as_current_span("load", attributes=telemetry.lineage(rollout)):
+                loaded = await asyncio.to_thread(LoadedModel.load, champion, rollout.model, onnx)
+            self._models.swap(rollout.model, loaded)
+            self._origins.set(rollout.model, message)
+            self._unsaid.add(serves)
+        # It may serve already, and could not be said.
+        if serves in self._unsaid:
+            await self._say(message, rollout, time.perf_counter() - began)
+            self._unsaid.discard(serves)
+
+    async def _say(self, message: Message, rollout: RolloutChanged, seconds: float) -> None:
+        champion = rollout.plan.champion
         logger.info("%s version %d serves after %.3f s", rollout.model, champion.version, seconds)
         said = ModelLoaded(model=rollout.model, version=champion.version, replica=self._replica, seconds=seconds)
         id_ = derived_id(message.id, said.type, self._replica)
-        await self._log.append(said, id=id_, cause=message.id, journey=message.journey)
+        await self._log.append(said, id=id_, cause=message.id, journey=message.journey, hops=message.hops + 1)
 
 
 class PredictionsOut:
