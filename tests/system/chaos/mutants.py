@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from meguri_chassis import bus, log, projection
 from meguri_chassis.log import Message
-from meguri_chassis.store import locked_position
+from meguri_chassis.store import locked
 
 
 def ack_before_effect() -> None:
@@ -43,8 +43,9 @@ def projection_without_sequence_check() -> None:
 
     def apply_all_that_is_read(self: projection.Projection, batch: Sequence[Msg]) -> int:
         messages = [Message.read(msg) for msg in batch]
-        with self._database.write() as session:
-            locked_position(session, projection.NAME)
+        with self._writer.transaction() as session:
+            locked(session, projection.NAME)
+            self._writer.forget()
             self._apply_all(session, messages)
         return messages[-1].sequence
 
