@@ -12,11 +12,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from meguri_contracts.topology import PORTS
 
@@ -79,7 +81,7 @@ class Laptop:
         try:
             self._supervisor.wait(STOP_PATIENCE)
         except subprocess.TimeoutExpired:
-            os.killpg(self._supervisor.pid, signal.SIGKILL)
+            _kill_all(self._supervisor.pid)
             self._supervisor.wait()
 
     def alive(self) -> bool:
@@ -125,13 +127,14 @@ class Laptop:
         config["rpcinterface:supervisor"] = {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
         }
-        for order, process in enumerate(processes):
+        for process in processes:
             environment = {"MEGURI_VAR": str(self.var), **process.environment}
             config[f"program:{process.name}"] = {
                 "command": process.command,
                 "directory": str(ROOT),
                 "environment": ",".join(f'{name}="{value}"' for name, value in environment.items()),
-                "priority": str(order),
+                # Stopped together, the broker last, so that all can say what they have in hand.
+                "priority": "1" if process.name == "nats" else "2",
                 "autorestart": "true",
                 "startsecs": "1",
                 "startretries": "1000000",
@@ -143,6 +146,14 @@ class Laptop:
                 "stdout_logfile_backups": "1",
             }
         return config
+
+
+def _kill_all(pid: int) -> None:
+    """Kill a process and all that it has started, in groups of their own or not."""
+    above = psutil.Process(pid)
+    for process in (*above.children(recursive=True), above):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _port(name: str, default: int) -> int:

@@ -1,6 +1,7 @@
 """Tables are made again from the log, to the last bit, and nobody sees half of it."""
 
 import asyncio
+import threading
 
 import pytest
 from sqlalchemy import delete, update
@@ -153,3 +154,33 @@ async def test_a_lost_log_stops_everything_until_it_is_back(own, own_broker, dat
 
 def test_the_toy_hears_what_the_tests_rest_on():
     assert set(HEARS) == {ModelRegistered, TrainingRequested}
+
+
+async def test_a_rebuild_that_is_cancelled_in_the_middle_of_its_work_leaves_when_that_has_ended(
+    database_url, own, monkeypatch
+):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        before = await replica.projection.state()
+        began, may_end = threading.Event(), threading.Event()
+        apply_all = replica.projection._apply_all
+
+        def slowly(session, messages):
+            began.set()
+            may_end.wait(30)
+            apply_all(session, messages)
+
+        monkeypatch.setattr(replica.projection, "_apply_all", slowly)
+        rebuilding = asyncio.create_task(rebuilt(replica, own))
+        await asyncio.to_thread(began.wait, 30)
+        rebuilding.cancel()
+        await asyncio.wait([rebuilding], timeout=0.05)
+        assert not rebuilding.done()
+        may_end.set()
+        await asyncio.wait([rebuilding])
+        monkeypatch.undo()
+
+        assert rebuilding.cancelled()
+        assert await replica.projection.state() == before
+        await replica.projection.reached(await own.say(TrainingRequested(model="m", reason="after", actor="test")))

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -45,6 +45,8 @@ from meguri_contracts.topology import EVENT_PREFIX, LOG, STORED, subject
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Evolve = Callable[[Session, Event, Message], None]
 """Changes the tables by one event. The only place where they change."""
 
@@ -179,24 +181,21 @@ class Projection:
         not hold all that is needed.
         """
         async with self._writing:
-            session = await asyncio.to_thread(self._opened)
+            session = await asyncio.to_thread(self._database.open_writer)
             try:
-                stands, before = await asyncio.to_thread(self._emptied, session)
+                stands, before = await _to_its_end(self._emptied, session)
                 end = stands if until is None else until
                 await self._require_whole_log(js(), end)
                 yield Rebuilding(0, end, before)
                 async for position in self._replayed(js, session, end):
                     yield Rebuilding(position, end, before)
-                after = await asyncio.to_thread(digest, session, self._tables)
+                after = await _to_its_end(digest, session, self._tables)
                 if keep:
-                    await asyncio.to_thread(_commit, session)
+                    await _to_its_end(_commit, session)
                     self.left_alone = await asyncio.to_thread(self._left_alone)
                 yield Rebuilding(end, end, before, after)
             finally:
-                await asyncio.to_thread(session.close)
-
-    def _opened(self) -> Session:
-        return self._database.open_writer()
+                await _to_its_end(session.close)
 
     def _emptied(self, session: Session) -> tuple[int, Digest]:
         position = locked_position(session, NAME)
@@ -212,7 +211,7 @@ class Projection:
             while position < end:
                 batch = [Message.read(msg) for msg in await anext(batches)]
                 wanted = [message for message in batch if message.sequence <= end]
-                await asyncio.to_thread(self._apply_all, session, wanted)
+                await _to_its_end(self._apply_all, session, wanted)
                 position = batch[-1].sequence
                 yield min(position, end)
 
@@ -260,7 +259,7 @@ class Projection:
         while True:
             try:
                 async with self._writing:
-                    position = await asyncio.to_thread(self._apply_in_one_transaction, batch)
+                    position = await _to_its_end(self._apply_in_one_transaction, batch)
             except _Rewound as wiped:
                 logger.warning("the tables were set back to %d, reading again from there", wiped.position)
                 await self._move_to(wiped.position)
@@ -268,8 +267,10 @@ class Projection:
                 return
             except Exception as error:
                 # Standing still loudly is the only safe answer to any of them.
+                # Of a database's error the first line; the statement with all its values is for the log.
+                why = str(error).partition("\n")[0]
                 self.trouble = (
-                    f"the projection cannot apply the events from {batch[0].metadata.sequence.stream} on: {error}"
+                    f"the projection cannot apply the events from {batch[0].metadata.sequence.stream} on: {why}"
                 )
                 logger.exception(self.trouble)
                 await asyncio.sleep(pause)
@@ -353,6 +354,16 @@ class Projection:
             self._position = sequence
             self._passed.notify_all()
         telemetry.PROJECTED.labels(NAME).set(sequence)
+
+
+async def _to_its_end(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """Do it in a thread; whoever is cancelled meanwhile leaves when it has ended, as it has the session."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args, **more))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 def _commit(session: Session) -> None:
