@@ -177,12 +177,23 @@ def test_a_rejected_challenger_is_shown_beside_the_champion_it_lost_to(registry)
 @pytest.mark.parametrize("compared_with", [None, (2, 0.9)])
 def test_a_comparison_with_another_than_the_champion_counts_for_nothing_and_is_asked_for_again(registry, compared_with):
     registry.hear(trained("a", 0.9))
-    _, rejected, requested = registry.hear(trained("b", 0.99, champion=compared_with))
+    _, requested, rejected = registry.hear(trained("b", 0.99, champion=compared_with))
 
     named = "version 2" if compared_with else "no champion"
     assert rejected.reason == f"it was compared with {named}, but version 1 serves now"
     assert requested == TrainingRequested(model="digits", reason=f"version 2: {rejected.reason}", actor="registry")
     assert registry.champion == 1
+
+
+@pytest.mark.parametrize("said", range(4))
+def test_what_was_said_only_in_part_is_completed_when_the_run_is_judged_again(registry, said):
+    registry.hear(trained("a", 0.9))
+    late = trained("b", 0.99, champion=None)
+    whole = judge(registry.model, late)
+    registry.carry_out(whole[:said])
+
+    # What was said already has the same id, and is not said twice.
+    assert all(event in judge(registry.model, late) for event in whole[said:])
 
 
 def test_a_metric_that_was_not_measured_fails_its_rule_in_words():

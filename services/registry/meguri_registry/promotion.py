@@ -83,9 +83,10 @@ def _verdict(model: Model, trained: ModelTrained, version: int) -> list[Event]:
     compared_with = trained.champion.version if trained.champion else None
     if champion != compared_with:
         reason = f"it was compared with {_named(compared_with)}, but {_named(champion)} serves now"
+        # The verdict last: once it is said, nothing more is decided on this run, and the request would be lost.
         return [
-            PromotionRejected(model=model.name, version=version, run=trained.run, reason=reason),
             TrainingRequested(model=model.name, reason=f"version {version}: {reason}", actor="registry"),
+            PromotionRejected(model=model.name, version=version, run=trained.run, reason=reason),
         ]
     judged = tuple(_judge(rule, trained.candidate, trained.champion) for rule in parse_gate(model.spec.gate))
     failed = [one.rule for one in judged if not one.holds]
