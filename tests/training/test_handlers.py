@@ -1,7 +1,11 @@
 import sqlite3
+from dataclasses import replace
 
 import onnxruntime
 
+from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.projection import Projection
+from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.events import (
     Contribution,
@@ -12,11 +16,13 @@ from meguri_contracts.events import (
     TrainingRequested,
     TrainingStarted,
 )
-from meguri_training import store
+from meguri_training import projection, store
 from meguri_training.app import MIGRATIONS
+from meguri_training.handlers import Starter
+from meguri_training.settings import Settings
 from tests.conftest import until
-from tests.services import name
-from tests.training.flowers import FLOWERS, spec
+from tests.services import name, running, wire
+from tests.training.flowers import FLOWERS, Training, spec
 
 
 async def test_new_rows_become_a_trained_model_with_its_files(training):
@@ -124,3 +130,25 @@ async def test_of_a_version_that_no_run_used_it_is_said_what_it_waits_for(traini
     assert await until(known, "the version") == [{"model": model, "run": None, "waits_for": waits}]
     answer = await training.http.get(f"/datasets/{model}/versions/1")
     assert (answer.status_code, answer.json()["error"]) == (404, f"dataset '{model}' has no version 1; its newest is 0")
+
+
+async def test_an_event_that_comes_again_starts_the_run_that_is_due_now(own_broker, tmp_path):
+    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
+    database = Database(settings.database_url, MIGRATIONS)
+    tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
+    service = Service(settings, description="", database=database, projection=tables)
+    async with running(service) as http, wire(own_broker) as beside:
+        assert service.decider is not None
+        starter, model = Starter(service.decider, max_hops=16), name("flowers")
+        training = Training(http, beside, Artifacts(settings.artifacts_url), tmp_path)
+        await beside.apply(spec(model))
+        await training.commit(model, FLOWERS)
+        [message] = await beside.heard(DataCommitted, model)
+        await starter.look_at_models_on(message.event, message)
+        (first,) = await beside.said(TrainingStarted, model)
+        await beside.say(TrainingFailed(model=model, run=first.run, reason="the worker died"))
+        await training.commit(model, FLOWERS)
+        # Whoever waits out a storm of rows answers for all of them, also if its own message came for the second time.
+        await starter.look_at_models_on(message.event, replace(message, sequence=await service.log.last_sequence()))
+
+        assert [run.dataset_rows for run in await beside.said(TrainingStarted, model)] == [150, 300]

@@ -181,6 +181,11 @@ class TrainingStarted(Event):
     """Whom the candidate is compared with on the hold-out."""
 
     @property
+    def identity(self) -> str:
+        # A message that comes again may find another run due, and be the only one left to start it.
+        return self.run
+
+    @property
     def causes(self) -> tuple[str, ...]:
         return tuple(trigger.event for trigger in self.triggers)
 
