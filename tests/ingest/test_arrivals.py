@@ -341,3 +341,12 @@ async def test_replicas_share_a_dataset_and_each_row_stands_once(broker, databas
         assert sorted(cause for event in said for cause in event.causes) == sorted(ids)
         assert said[-1].total_rows == 100
         assert await other.versions() == await one.versions()
+
+
+async def test_odd_hops_of_a_cause_do_not_keep_what_it_led_to_from_being_committed(ingest):
+    cause, id_ = name("e"), name("e")
+    await ingest.send(body(1), headers(cause, **{"ce-hops": "²"}))
+    await ingest.receipt(cause)
+    await ingest.send(body(2), headers(id_, **{"ce-causeid": cause}))
+
+    assert (await ingest.receipt(id_))["status"] == "committed"

@@ -453,7 +453,4 @@ def parked(session: Session, service: str) -> Sequence[Parked]:
 def hops(session: Session, event_id: str) -> int | None:
     """Return how many reactions lie between an event and what came from outside; None if the event is not known."""
     entry = recorded(session, event_id)
-    if entry is None:
-        return None
-    text = json.loads(entry.headers).get("ce-hops", "0")
-    return int(text) if text.isdigit() else 0
+    return as_message(entry).hops if entry else None

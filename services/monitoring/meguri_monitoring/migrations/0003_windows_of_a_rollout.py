@@ -26,7 +26,7 @@ def upgrade() -> None:
     latest = {key: (sequence, headers) for key, sequence, headers in connection.execute(applied)}
     for model, (sequence, headers) in latest.items():
         hops = json.loads(headers).get("ce-hops", "0")
-        known = {"rollout": sequence, "hops": int(hops) if hops.isdigit() else 0}
+        known = {"rollout": sequence, "hops": int(hops) if hops.isascii() and hops.isdigit() and len(hops) <= 9 else 0}
         connection.execute(sa.update(MODEL).where(MODEL.c.name == model).values(**known))
         connection.execute(sa.update(OPEN).where(OPEN.c.model == model).values(rollout=sequence))
         current = sa.update(JUDGED).where(JUDGED.c.model == model, JUDGED.c.stale.is_(False))
