@@ -8,10 +8,12 @@ it moved back, because the tables were wiped, goes back too.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -38,15 +40,13 @@ from meguri_chassis.store import (
     move_position,
     utc,
 )
-from meguri_contracts.errors import Conflict, Newer, PermanentError, TemporaryError
+from meguri_contracts.errors import Conflict, Invalid, Newer, PermanentError, TemporaryError
 from meguri_contracts.events import BY_KIND, Event, MessageParked, MessageRedriven
 from meguri_contracts.names import is_name
 from meguri_contracts.topology import EVENT_PREFIX, LOG, STORED, subject
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Evolve = Callable[[Session, Event, Message], None]
 """Changes the tables by one event. The only place where they change."""
 
@@ -177,41 +177,49 @@ class Projection:
         """Make the tables again from the log, up to where they stand or to `until`; yields the progress, at last the digests.
 
         Everything happens in one transaction: others see the old tables until the new ones are whole, and if this ends early,
-        nothing has changed. `until` only looks: without `keep` all is undone at the end. Raises Incomplete when the log does
-        not hold all that is needed.
+        nothing has changed. Without `keep` all is undone at the end, too: it was only looked. Raises Incomplete when the log
+        does not hold all that is needed, Invalid for tables that are to be kept as they were at `until`.
         """
+        if keep and until is not None:
+            raise Invalid("tables as they were at a sequence can be looked at, not kept: say keep=false")
         async with self._writing:
-            session = await asyncio.to_thread(self._database.open_writer)
+            session, hand = self._database.session(), ThreadPoolExecutor(1)
+            step = partial(asyncio.get_running_loop().run_in_executor, hand)
             try:
-                stands, before = await _to_its_end(self._emptied, session)
+                stands, before = await step(self._emptied, session)
                 end = stands if until is None else until
                 await self._require_whole_log(js(), end)
                 yield Rebuilding(0, end, before)
-                async for position in self._replayed(js, session, end):
+                async for position in self._replayed(js, partial(step, self._apply_all, session), end):
                     yield Rebuilding(position, end, before)
-                after = await _to_its_end(digest, session, self._tables)
+                after = await step(digest, session, self._tables)
                 if keep:
-                    await _to_its_end(_commit, session)
+                    await step(_commit, session)
                     self.left_alone = await asyncio.to_thread(self._left_alone)
                 yield Rebuilding(end, end, before, after)
             finally:
-                await _to_its_end(session.close)
+                # Behind the step that a cancellation leaves going on in its thread, and however often it is cancelled.
+                closing = step(session.close)
+                hand.shutdown(wait=False)
+                await asyncio.shield(closing)
 
     def _emptied(self, session: Session) -> tuple[int, Digest]:
+        self._database.begin_writing(session)
         position = locked_position(session, NAME)
         before = digest(session, self._tables)
         for table in self._tables:
             session.connection().execute(delete(table))
         return position, before
 
-    async def _replayed(self, js: Callable[[], JetStreamContext], session: Session, end: int) -> AsyncIterator[int]:
+    async def _replayed(
+        self, js: Callable[[], JetStreamContext], apply: Callable[[Sequence[Message]], Awaitable[None]], end: int
+    ) -> AsyncIterator[int]:
         position = 0
         reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "rebuild")
         async with aclosing(reader.after(lambda: position)) as batches:
             while position < end:
                 batch = [Message.read(msg) for msg in await anext(batches)]
-                wanted = [message for message in batch if message.sequence <= end]
-                await _to_its_end(self._apply_all, session, wanted)
+                await apply([message for message in batch if message.sequence <= end])
                 position = batch[-1].sequence
                 yield min(position, end)
 
@@ -259,7 +267,7 @@ class Projection:
         while True:
             try:
                 async with self._writing:
-                    position = await _to_its_end(self._apply_in_one_transaction, batch)
+                    position = await asyncio.to_thread(self._apply_in_one_transaction, batch)
             except _Rewound as wiped:
                 logger.warning("the tables were set back to %d, reading again from there", wiped.position)
                 await self._move_to(wiped.position)
@@ -354,16 +362,6 @@ class Projection:
             self._position = sequence
             self._passed.notify_all()
         telemetry.PROJECTED.labels(NAME).set(sequence)
-
-
-async def _to_its_end(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """Do it in a thread; whoever is cancelled meanwhile leaves when it has ended, as it has the session."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *args, **more))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait([working])
-        raise
 
 
 def _commit(session: Session) -> None:

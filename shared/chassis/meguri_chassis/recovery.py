@@ -40,7 +40,7 @@ def routes(
             "position": projection.position,
             "last": await log.last_sequence(),
             "trouble": projection.trouble,
-            "parked": _parked(),
+            "parked": await asyncio.to_thread(_parked),
         }
 
     def _parked() -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def routes(
     async def replay(until: Place | None = None, keep: bool = True) -> StreamingResponse:
         """Make the tables again from the log, in one transaction; a JSON line for each step, the last with both digests.
 
-        `until` stops at a sequence; with `keep=false` nothing is changed, it is only looked whether the digests agree.
+        With `keep=false` nothing is changed, it is only looked whether the digests agree; `until` stops at a sequence, to look.
         Hanging up before the end undoes it.
         """
         rebuilding = projection.rebuild(js, until=until, keep=keep)

@@ -199,25 +199,24 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one moment of the database, from its first query to its end."""
-        with _translated(), Session(self.engine, expire_on_commit=False) as session:
+        with _translated(), self.session() as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that writes: committed at the end, rolled back on an error, one writer at a time on SQLite."""
-        with _translated(), self.open_writer() as session:
+        with _translated(), self.session() as session:
+            self.begin_writing(session)
             yield session
             session.commit()
 
-    def open_writer(self) -> Session:
-        """A session that writes over several steps; whoever opens it commits and closes it. Undone if it is only closed."""
-        with _translated():
-            session = Session(self.engine, expire_on_commit=False)
-            self.begin_writing(session)
-            return session
+    def session(self) -> Session:
+        """A session that has not begun yet; whoever takes it begins, commits and closes it. Undone if it is only closed."""
+        return Session(self.engine, expire_on_commit=False)
 
     def begin_writing(self, session: Session) -> None:
-        session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
+        with _translated():
+            session.connection(execution_options=_WRITE_SQLITE if self.is_sqlite else _WRITE_POSTGRESQL)
 
     def migrate(self) -> None:
         """Bring the tables up to date. Replicas that start together wait for each other.
@@ -262,7 +261,7 @@ class Writer:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._session = Session(database.engine, expire_on_commit=False)
+        self._session = database.session()
         # A session alone holds no row that nobody else holds.
         self._rows: deque[Any] = deque(maxlen=KEPT_ROWS)
         for happening in ("loaded_as_persistent", "pending_to_persistent"):
