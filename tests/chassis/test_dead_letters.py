@@ -210,6 +210,22 @@ async def test_what_a_consumer_terminates_is_parked_with_its_reason(own, letters
     assert said.producer == "werk 4"
 
 
+async def test_what_is_given_up_may_have_headers_in_any_script(own, letters):
+    body = REQUEST.model_dump_json().encode()
+    sequence = await own.publish(
+        "training-requested", "m", body, {"x-note": "巡り", "ce-source": "Größe", "kept": "yes"}
+    )
+    given_up = {"stream": LOG, "consumer": NAME, "stream_seq": sequence, "deliveries": 1}
+    await own.js.publish(f"{ADVISORY_PREFIX}.MAX_DELIVERIES.{LOG}.{NAME}", json.dumps(given_up).encode())
+    async with going_on(letters.follow_advisories) as following:
+        await until(lambda: following.done() or is_said(own, [sequence]), "the dead letter")
+
+    (letter,) = await own.stored(DEAD, f"{DEAD_PREFIX}.{NAME}.>")
+    (said,) = await own.said(MessageParked, NAME)
+    assert letter.headers["kept"] == "yes"
+    assert said.producer == "Größe"
+
+
 async def test_what_was_given_up_while_nobody_followed_is_parked_after_a_restart_of_the_broker(
     own, own_broker, letters
 ):

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import base64
 import json
 import logging
 import re
@@ -14,9 +15,11 @@ from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import unquote
 
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from meguri_chassis import telemetry
@@ -203,9 +206,15 @@ class DeadLetters:
             logger.error("%s for %s, which is no longer kept", lost, lost.consumer)
             return
         found = Undeliverable(
-            lost.stream, lost.sequence, kept.subject or "", kept.headers or {}, kept.data or b"", lost.deliveries
+            lost.stream, lost.sequence, kept.subject or "", _headers(kept), kept.data or b"", lost.deliveries
         )
         await self.park(lost.consumer, found, f"the broker gave up: {lost.reason}")
+
+
+def _headers(kept: RawStreamMsg) -> dict[str, str]:
+    # The client's own reading gives no text for a header with other than ASCII in it (nats-py 2.16).
+    _, _, lines = base64.b64decode(kept.hdrs or "").partition(b"\r\n")
+    return Client._parse_header_lines(lines)
 
 
 def _kept(message: Undeliverable) -> dict[str, str]:
