@@ -186,15 +186,20 @@ async def test_a_replica_whose_tables_are_wiped_while_it_runs_makes_them_again(d
         assert (last, step.after) == before
 
 
+async def begin_anew(own: Wire) -> None:
+    """What the operator must not do, and a lost disk does: the log is empty again."""
+    stream = (await own.js.stream_info(LOG)).config
+    stream.deny_delete = None
+    await own.js.delete_stream(LOG)
+    await own.js.add_stream(stream)
+
+
 async def test_a_lost_log_stops_everything_until_it_is_back(own, own_broker, database_url):
     last = await fill(own)
-    stream = (await own.js.stream_info(LOG)).config
+    before = await own.stored(LOG, ">")
     async with toy(database_url, own.js) as replica:
         await replica.projection.reached(last)
-    # What the operator must not do, and a lost disk does.
-    await own.js.delete_stream(LOG)
-    stream.deny_delete = None
-    await own.js.add_stream(stream)
+    await begin_anew(own)
     async with toy(database_url, own.js) as replica:
         lost = await until(lambda: replica.projection.lost, "the loss")
         assert f"the log ends at 0, but the tables contain it up to {last}" in lost
@@ -202,11 +207,28 @@ async def test_a_lost_log_stops_everything_until_it_is_back(own, own_broker, dat
         with pytest.raises(Incomplete, match="restore-log"):
             await rebuilt(replica, own)
 
-        for _ in range(last):
-            await own.publish("training-requested", "m", b'{"reason": "r", "actor": "a"}')
+        for msg in before:
+            await own.js.publish(msg.subject, msg.data, stream=LOG, headers=msg.headers)
         await until(lambda: replica.projection.lost is None, "the return of the log")
         await replica.projection.reached(await own.say(TrainingRequested(model="m", reason="new", actor="test")))
         assert replica.tally("m").last == "new"
+
+
+async def test_a_log_that_was_lost_and_filled_by_others_is_not_taken_for_the_old_one(own, database_url):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        before = await replica.projection.state()
+    await begin_anew(own)
+    for _ in range(last + 1):
+        await own.publish("training-requested", "m", b'{"reason": "r", "actor": "a"}')
+    async with toy(database_url, own.js) as replica:
+        lost = await until(lambda: replica.projection.lost, "the loss")
+        assert f"the log has another message at {last} than the tables contain" in lost
+        with pytest.raises(Incomplete, match="restore-log"):
+            await rebuilt(replica, own)
+
+        assert await replica.projection.state() == before, "the journals are what is left of the old log"
 
 
 @pytest.mark.parametrize("path", ["/log", "/log/digest", "/log/journal", "/log/rows"])

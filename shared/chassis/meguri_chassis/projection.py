@@ -145,7 +145,7 @@ class Projection:
     async def run(self, js: Callable[[], JetStreamContext]) -> None:
         """Follow the log for ever."""
         self._reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "projection", before=lambda: self._require_log(js()))
-        await self._move_to(await asyncio.to_thread(self._stored_position))
+        await self._move_to((await asyncio.to_thread(self._stands))[0])
         self.left_alone = await asyncio.to_thread(self._left_alone)
         async for batch in self._reader.after(self._begin):
             await self._apply(batch)
@@ -224,6 +224,8 @@ class Projection:
                 yield min(position, end)
 
     async def _require_whole_log(self, js: JetStreamContext, end: int) -> None:
+        if self.lost:
+            raise Incomplete(self.lost)
         try:
             log = (await js.stream_info(LOG)).state
         except NotFoundError as error:
@@ -244,23 +246,17 @@ class Projection:
         return self._position
 
     async def _require_log(self, js: JetStreamContext) -> None:
-        """Raise NatsError as long as the log ends before what the tables contain."""
-        try:
-            last = (await js.stream_info(LOG)).state.last_seq
-        except NotFoundError:
-            last = 0
-        stored = await asyncio.to_thread(self._stored_position)
-        if last >= stored:
+        """Raise NatsError as long as the log is not the one that the tables contain."""
+        stored, entry = await asyncio.to_thread(self._stands)
+        lost = await _what_is_lost(js, stored, entry)
+        if lost is None:
             if self.lost:
                 self.lost = self.trouble = None
             await self._move_to(stored)
             return
-        self.trouble = self.lost = (
-            f"the log ends at {last}, but the tables contain it up to {stored}: it was lost; "
-            "put it back with `meguri restore-log`"
-        )
+        self.trouble = self.lost = lost
         await asyncio.sleep(PAUSE_WITHOUT_LOG)
-        raise NatsError(self.lost)
+        raise NatsError(lost)
 
     async def _apply(self, batch: Sequence[Msg]) -> None:
         pause = 0.1
@@ -352,16 +348,42 @@ class Projection:
                 found |= {message.sequence for message in unread if (message.kind, message.id) not in known}
             return found
 
-    def _stored_position(self) -> int:
+    def _stands(self) -> tuple[int, JournalEntry | None]:
+        """Return how far the tables are, and the last event that changed them."""
         with self._database.read() as session:
             row = session.get(Position, NAME)
-            return row.sequence if row else 0
+            applied = select(JournalEntry).where(col(JournalEntry.applied)).order_by(col(JournalEntry.sequence).desc())
+            return (row.sequence if row else 0), session.exec(applied.limit(1)).first()
 
     async def _move_to(self, sequence: int) -> None:
         async with self._passed:
             self._position = sequence
             self._passed.notify_all()
         telemetry.PROJECTED.labels(NAME).set(sequence)
+
+
+async def _what_is_lost(js: JetStreamContext, stands: int, entry: JournalEntry | None) -> str | None:
+    """Say why the log is not the one that the tables contain, up to where they stand; None if it is."""
+    try:
+        last = (await js.stream_info(LOG)).state.last_seq
+    except NotFoundError:
+        last = 0
+    if last < stands:
+        wrong = f"the log ends at {last}, but the tables contain it up to {stands}: it was lost"
+    elif entry and not await _holds(js, entry):
+        # As far as before, or farther: it was filled by others before anybody looked.
+        wrong = f"the log has another message at {entry.sequence} than the tables contain: it was lost and begun anew"
+    else:
+        return None
+    return f"{wrong}; put it back with `meguri restore-log`"
+
+
+async def _holds(js: JetStreamContext, entry: JournalEntry) -> bool:
+    try:
+        found = await js.get_msg(LOG, entry.sequence)
+    except NotFoundError:
+        return False
+    return (found.subject, found.data or b"") == (subject(entry.kind, entry.key), entry.body)
 
 
 def _commit(session: Session) -> None:
