@@ -51,8 +51,8 @@ class Stored:
     @property
     def lasting(self) -> dict[str, str]:
         """The headers that journals keep: without what was for the broker at the append, or added by a restore."""
-        passing = ("Nats-Expected-", STORED, "Status")
-        return {name: value for name, value in self.headers.items() if not name.startswith(passing)}
+        kept = {name: value for name, value in self.headers.items() if not name.startswith("Nats-Expected-")}
+        return {name: value for name, value in kept.items() if name not in (STORED, "Status")}
 
     def restorable(self) -> Self:
         """The message as it is sent again: its conditions were met once; its time is said if it does not say it itself."""
