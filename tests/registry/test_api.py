@@ -458,3 +458,5 @@ async def test_what_was_known_at_a_time_of_any_zone_is_known(registry):
     assert await known(None) == [(2, [1], 2)]
     assert await known(None, model="unknown") == []
     assert (await registry.http.get("/at")).status_code == 422
+    before_all_times = await registry.http.get("/at", params={"time": "0001-01-01T00:00:00+14:00"})
+    assert (before_all_times.status_code, "from 1 to 9999" in before_all_times.text) == (422, True)

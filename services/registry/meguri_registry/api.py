@@ -136,7 +136,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/at", tags=["models"])
     def known_at(time: Annotated[datetime, Query()], model: Annotated[str | None, Query()] = None) -> dict[str, Any]:
         """What was known at a time (ISO 8601; UTC when no zone is given), of all models or of one."""
-        time = utc(time)
+        time = _in_utc(time)
         with database.read() as session:
             known = history.fold(store.events_until(session, history.KINDS, time, model))
         return {"time": time.isoformat(), "models": [_known(known[name]) for name in sorted(known)]}
@@ -202,6 +202,13 @@ def _summary(session: Session, model: promotion.Model) -> dict[str, Any]:
         "since": utc(rollouts[0].time).isoformat() if rollouts else None,
         "newest": _version(newest) if newest else None,
     }
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return utc(time).astimezone(UTC)
+    except OverflowError as error:
+        raise Invalid(f"time: {time.isoformat()} is in no year from 1 to 9999 of UTC") from error
 
 
 def _known(known: history.Known) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tables of the registry and the questions asked of them."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, Column, DateTime
@@ -179,11 +179,11 @@ def champion_at(session: Session, name: str, time: datetime) -> RolloutRow:
 
 
 def events_until(session: Session, kinds: Sequence[type[Event]], time: datetime, key: str | None) -> Iterator[Event]:
-    """Yield the events of these kinds that were said up to a time and had an effect, in log order; of all keys or one."""
+    """Yield the events of these kinds said up to a time in UTC that had an effect, in log order; of all keys or one."""
     query = select(JournalEntry).where(
         col(JournalEntry.kind).in_([kind.kind() for kind in kinds]),
         col(JournalEntry.applied),
-        col(JournalEntry.time) <= time.astimezone(UTC),
+        col(JournalEntry.time) <= time,
     )
     if key is not None:
         query = query.where(JournalEntry.key == key)
