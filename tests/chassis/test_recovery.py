@@ -11,13 +11,14 @@ from fastapi import FastAPI
 from sqlalchemy import delete, event, update
 
 from meguri_chassis import recovery
+from meguri_chassis.log import MovedOn
 from meguri_chassis.projection import Incomplete, Rebuilding
 from meguri_chassis.store import Head, JournalEntry, Position
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import ModelRegistered, TrainingRequested
 from meguri_contracts.topology import LOG
 from tests.chassis import toy as domain
-from tests.chassis.toy import HEARS, Tally, Toy, toy
+from tests.chassis.toy import HEARS, Tally, Toy, register, toy
 from tests.conftest import Broker, until
 from tests.services import Wire, name, wire
 
@@ -229,6 +230,27 @@ async def test_a_log_that_was_lost_and_filled_by_others_is_not_taken_for_the_old
             await rebuilt(replica, own)
 
         assert await replica.projection.state() == before, "the journals are what is left of the old log"
+
+
+async def test_a_key_whose_last_message_is_missing_for_good_can_be_decided_on_after_a_rebuild(own, database_url):
+    model = name("m")
+    await own.say(ModelRegistered(model=model, version=1, run="run-1"))
+    missing = await own.publish("drift-detected", model, b"heard elsewhere")
+    before = await own.stored(LOG, ">")
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(missing)
+    await begin_anew(own)
+    for msg in before:
+        where = msg.subject if msg.seq != missing else f"meguri.events.lost.{missing}"
+        await own.js.publish(where, msg.data, stream=LOG, headers=msg.headers)
+    async with toy(database_url, own.js) as replica:
+        with pytest.raises(MovedOn):
+            await replica.decider.carry_out(register(model), cause="c", journey="j")
+        await rebuilt(replica, own)
+        await replica.decider.carry_out(register(model), cause="c", journey="j")
+        await replica.decider.settled()
+
+        assert replica.tally(model).version == 2
 
 
 @pytest.mark.parametrize("path", ["/log", "/log/digest", "/log/journal", "/log/rows"])

@@ -25,6 +25,10 @@ LOST = "lost"
 MARGIN = 10_000
 """More predictions than can have been kept in tables and not yet counted when their stream was lost."""
 SAY_EVERY = 10_000
+REPLAY = (
+    "now `meguri replay` each service that has tables: they know of messages that are missing, and nothing can be decided "
+    "about the models and datasets that those were the last of"
+)
 
 Say = Callable[[str], None]
 
@@ -61,6 +65,8 @@ async def restore_log(*, accept_gaps: bool = False, say: Say) -> Restored:
             await _forget(js, ASIDE)
             await _lift_predictions(client, js, found, say)
             lost = sum(one.last - one.first + 1 for one in found.missing)
+            if lost:
+                say(REPLAY)
             return Restored(whole=False, messages=found.last + appended, lost=lost, appended=appended)
 
 
