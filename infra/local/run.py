@@ -11,8 +11,7 @@ from pathlib import Path
 
 from infra.local.processes import ROOT, SERVICES, CannotStart, Laptop
 from meguri.client import Meguri, broker
-from meguri.provisioning import BrokerAway, NoRoom, provision
-from meguri_contracts.topology import TRAINING_FITS
+from meguri.provisioning import BrokerAway, NoRoom, limits, provision
 
 READY_WITHIN = 90.0
 """Seconds in which every service must be ready; a cold disk is slow."""
@@ -34,9 +33,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         with Laptop(Path(os.environ.get("MEGURI_VAR", "var"))) as laptop:
-            fits = int(os.environ.get("MEGURI_FITS_IN_FLIGHT") or TRAINING_FITS.max_ack_pending)
-            log_max_bytes = int(os.environ.get("MEGURI_LOG_MAX_BYTES") or -1)
-            asyncio.run(provision(broker(), fits_in_flight=fits, log_max_bytes=log_max_bytes))
+            asyncio.run(provision(broker(), **limits()))
             wait_until_ready(laptop)
             print(f"broker and {len(SERVICES)} services are ready after {time.monotonic() - began:.1f} s", flush=True)
             observed = runpy.run_path("examples/digits/story.py")["play"](laptop)

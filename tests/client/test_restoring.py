@@ -86,7 +86,10 @@ async def back_in_step(system: System) -> None:
         await until(lambda projection=projection: projection.lost is None, "the return of the log")
 
 
-async def test_a_lost_log_comes_back_with_every_message_at_its_place_and_everything_goes_on(running_system):
+async def test_a_lost_log_comes_back_with_every_message_at_its_place_and_everything_goes_on(
+    running_system, monkeypatch
+):
+    monkeypatch.setenv("MEGURI_FITS_IN_FLIGHT", "3")
     dataset = await fill_with_odd_messages(running_system)
     before, digests = await everything(running_system), await running_system.digests()
     await lose(running_system)
@@ -102,6 +105,7 @@ async def test_a_lost_log_comes_back_with_every_message_at_its_place_and_everyth
     assert config.duplicate_window == STREAMS[0].duplicate_window
     consumers = await running_system.wire.js.consumers_info(LOG)
     assert {consumer.name for consumer in consumers if not consumer.paused} >= {one.name for one in CONSUMERS[:5]}
+    assert (await running_system.wire.js.consumer_info(LOG, "training-fits")).config.max_ack_pending == 3
     assert (await running_system.arrive(dataset, f"{dataset}-2", 4))["status"] == "committed"
     versions = (await running_system.http["ingest"].get(f"/datasets/{dataset}/versions")).json()
     assert [version["rows"] for version in versions] in ([3, 1], [1, 3]), "what was committed is not committed again"

@@ -1,6 +1,7 @@
 """Creates or updates the streams and consumers of the topology. The only place that does; run it before each rollout."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -38,6 +39,14 @@ class Provisioned:
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
+
+
+def limits() -> dict[str, int]:
+    """The limits that the environment names, as arguments of `provision`: what runs unasked must not undo an operator's."""
+    return {
+        "fits_in_flight": int(os.environ.get("MEGURI_FITS_IN_FLIGHT") or TRAINING_FITS.max_ack_pending),
+        "log_max_bytes": int(os.environ.get("MEGURI_LOG_MAX_BYTES") or -1),
+    }
 
 
 async def provision(

@@ -15,7 +15,7 @@ from meguri.appending import Appender
 from meguri.client import Meguri, broker
 from meguri.journals import Collected, Gaps
 from meguri.log_copy import Stored
-from meguri.provisioning import consumer_config, provision
+from meguri.provisioning import consumer_config, limits, provision
 from meguri_contracts.topology import CONSUMERS, LOG, PREDICTIONS, subject
 
 ASIDE = "ASIDE"
@@ -60,7 +60,7 @@ async def restore_log(*, accept_gaps: bool = False, say: Say) -> Restored:
                 raise Gaps(found.missing)
             await _put_aside(client, js, found, say)
             appended = await _fill(client, js, found, say)
-        await provision(broker())
+        await provision(broker(), **limits())
         async with log_copy.connected() as (client, js):
             await _forget(js, ASIDE)
             await _lift_predictions(client, js, found, say)

@@ -19,7 +19,7 @@ from meguri.archive import NotEmpty
 from meguri.backup import ARTIFACTS, DATA, Say, stream_file
 from meguri.client import Meguri, broker
 from meguri.log_copy import Stored
-from meguri.provisioning import consumer_config, provision
+from meguri.provisioning import consumer_config, limits, provision
 from meguri_contracts.topology import CONSUMERS, DEAD, LOG, PREDICTIONS
 
 IN_ORDER = (PREDICTIONS, DEAD, LOG)
@@ -49,7 +49,7 @@ async def restore(folder: Path, *, say: Say) -> dict[str, Any]:
             say(f"putting back the stream {stream}")
             await _put_back(client, js, stream, manifest["streams"][stream], folder)
         await _make_consumers(js, manifest["consumers"])
-    await provision(broker())
+    await provision(broker(), **limits())
     return manifest
 
 
