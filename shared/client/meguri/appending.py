@@ -13,7 +13,8 @@ from nats.errors import Error as NatsError
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from meguri.client import MeguriClientError
-from meguri.log_copy import DUPLICATE_WINDOW, TIMEOUT, Stored, gate
+from meguri.log_copy import DUPLICATE_WINDOW, TIMEOUT, Stored
+from meguri.provisioning import gate
 from meguri_contracts.topology import STORED
 
 MESSAGES_IN_FLIGHT, BYTES_IN_FLIGHT = 1000, 16 * 1024 * 1024

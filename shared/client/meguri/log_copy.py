@@ -22,7 +22,7 @@ from nats.js.api import StorageType, StreamConfig, StreamInfo, SubjectTransform
 from nats.js.errors import NotFoundError
 
 from meguri.client import broker
-from meguri.provisioning import BrokerAway
+from meguri.provisioning import BrokerAway, gate
 from meguri_contracts.topology import EVENT_PREFIX, STORED
 
 TIMEOUT = 30.0
@@ -141,11 +141,6 @@ def _as_journaled(time: str) -> str:
 # --- making -----------------------------------------------------------------------------------------------------------
 
 
-def is_closed(stream: StreamInfo) -> bool:
-    """Whether a stream is in the making: its maker has not yet opened it."""
-    return stream.config.subjects == [f"{gate(stream.config.name)}.>"]
-
-
 async def create_closed(js: JetStreamContext, stream: str, first: int = 1) -> None:
     """Make a stream that only an Appender can fill. Its first message gets the sequence `first`."""
     source = f"{gate(stream)}.>"
@@ -159,8 +154,3 @@ async def create_closed(js: JetStreamContext, stream: str, first: int = 1) -> No
             first_seq=first,
         )
     )
-
-
-def gate(stream: str | None) -> str:
-    """What a closed stream expects before each subject."""
-    return f"restoring.{stream}"

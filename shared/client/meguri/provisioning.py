@@ -55,11 +55,13 @@ async def provision(
     replicas: int = 1,
     fits_in_flight: int = TRAINING_FITS.max_ack_pending,
     log_max_bytes: int = -1,
+    opens: bool = False,
 ) -> list[Provisioned]:
     """Create or update everything the services need. Idempotent. Raises BrokerAway, NoRoom.
 
     `fits_in_flight` are the fits that all replicas of training together may have in hand. At `log_max_bytes` the log keeps
-    what it has and refuses what comes; -1 is no limit.
+    what it has and refuses what comes; -1 is no limit. A stream that is being restored is left to whoever restores it, who
+    `opens` it at the end.
     """
     fits = replace(TRAINING_FITS, max_ack_pending=fits_in_flight)
     consumers = [fits if consumer == TRAINING_FITS else consumer for consumer in CONSUMERS]
@@ -70,7 +72,7 @@ async def provision(
         js = client.jetstream(timeout=10)
         # JetStream answers a moment after the broker does.
         await _patiently(js.account_info)
-        streams = [await _stream(js, stream, replicas, log_max_bytes) for stream in STREAMS]
+        streams = [await _stream(js, stream, replicas, log_max_bytes, opens) for stream in STREAMS]
         return streams + [await _consumer(js, consumer) for consumer in consumers]
     finally:
         await client.close()
@@ -91,7 +93,7 @@ async def _said_by_patience(error: Exception) -> None:
     """What the client meets is told once, when patience ends."""
 
 
-async def _stream(js: JetStreamContext, stream: Stream, replicas: int, log_max_bytes: int) -> Provisioned:
+async def _stream(js: JetStreamContext, stream: Stream, replicas: int, log_max_bytes: int, opens: bool) -> Provisioned:
     config = StreamConfig(
         name=stream.name,
         subjects=list(stream.subjects),
@@ -109,10 +111,22 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int, log_max_b
     except NotFoundError:
         await _allowing_for_room(js.add_stream(config), config)
         return Provisioned("stream", stream.name, "created")
+    if is_closed(have) and not opens:
+        return Provisioned("stream", stream.name, "being restored")
     same = all(getattr(have, name) == value for name, value in vars(config).items() if value is not None)
     if not same:
         await _allowing_for_room(js.update_stream(config), config)
     return Provisioned("stream", stream.name, "kept" if same else "updated")
+
+
+def is_closed(stream: StreamConfig) -> bool:
+    """Whether a stream is in the making: its maker has not yet opened it."""
+    return stream.subjects == [f"{gate(stream.name)}.>"]
+
+
+def gate(stream: str | None) -> str:
+    """What a closed stream expects before each subject."""
+    return f"restoring.{stream}"
 
 
 async def _allowing_for_room(step: Awaitable[Any], config: StreamConfig) -> None:

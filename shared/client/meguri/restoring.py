@@ -15,7 +15,7 @@ from meguri.appending import Appender
 from meguri.client import Meguri, broker
 from meguri.journals import Collected, Gaps
 from meguri.log_copy import Stored
-from meguri.provisioning import consumer_config, limits, provision
+from meguri.provisioning import consumer_config, is_closed, limits, provision
 from meguri_contracts.topology import CONSUMERS, LOG, PREDICTIONS, subject
 
 ASIDE = "ASIDE"
@@ -60,7 +60,7 @@ async def restore_log(*, accept_gaps: bool = False, say: Say) -> Restored:
                 raise Gaps(found.missing)
             await _put_aside(client, js, found, say)
             appended = await _fill(client, js, found, say)
-        await provision(broker(), **limits())
+        await provision(broker(), **limits(), opens=True)
         async with log_copy.connected() as (client, js):
             await _forget(js, ASIDE)
             await _lift_predictions(client, js, found, say)
@@ -73,7 +73,7 @@ async def restore_log(*, accept_gaps: bool = False, say: Say) -> Restored:
 async def _is_whole(client: Client, js: JetStreamContext, found: Collected) -> bool:
     """Whether the log has no gap, reaches as far as the journals, and says the same as they."""
     stream = await log_copy.info(js, LOG)
-    if stream is None or log_copy.is_closed(stream):
+    if stream is None or is_closed(stream.config):
         return False
     state = stream.state
     if state.last_seq < found.last or state.messages != state.last_seq:
@@ -100,7 +100,7 @@ async def _beside(client: Client, found: Collected, last: int) -> AsyncIterator[
 async def _put_aside(client: Client, js: JetStreamContext, found: Collected, say: Say) -> None:
     """Keep what only the log holds. A log in the making, or none, says that this was done by a run before."""
     stream = await log_copy.info(js, LOG)
-    if stream is None or log_copy.is_closed(stream):
+    if stream is None or is_closed(stream.config):
         return
     await _forget(js, ASIDE)
     await log_copy.create_closed(js, ASIDE)

@@ -49,7 +49,7 @@ async def restore(folder: Path, *, say: Say) -> dict[str, Any]:
             say(f"putting back the stream {stream}")
             await _put_back(client, js, stream, manifest["streams"][stream], folder)
         await _make_consumers(js, manifest["consumers"])
-    await provision(broker(), **limits())
+    await provision(broker(), **limits(), opens=True)
     return manifest
 
 
