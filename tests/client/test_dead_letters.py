@@ -352,3 +352,16 @@ async def test_a_message_that_its_stream_no_longer_has_is_sent_back_from_the_let
         "PREDICTIONS/2 has the first 4194304 of 5000000 bytes, and PREDICTIONS no longer has the message" in done.error
     )
     assert (await own.js.get_msg(PREDICTIONS, 1)).data == b"rows"
+
+
+async def test_a_letter_from_before_the_log_was_put_back_does_not_send_back_what_stands_in_its_place_now(own):
+    js = lambda: own.js  # noqa: E731 - what the chassis asks for
+    letters = DeadLetters(js, EventLog(js, "meguri/monitoring"))
+    place = await own.publish("model-trained", "m", b"somebody else's", {"ce-id": "another"})
+    parked = Undeliverable(LOG, place, "meguri.events.model-trained.m", {"ce-id": "mine"}, b"broken", 1)
+    await letters.park("monitoring-rollouts", parked, "cannot be read")
+    done = await meguri("redrive", "--all", "--json")
+
+    sent = await own.js.get_last_msg(LOG, "meguri.events.model-trained.m")
+    assert [(one["event"], one["sent"]) for one in done.data] == [("mine", "")]
+    assert (sent.data, sent.headers["ce-id"]) == (b"broken", "mine")

@@ -40,12 +40,19 @@ async def original(js: JetStreamContext, letter: Letter) -> Stored:
     """Return the message that was parked, from its stream, or from the letter if that has it whole. Raises NotWhole."""
     where = letter.said("subject")
     found = await stored(js, letter.stream, sequence=letter.original)
-    if found and found.subject == where:
+    if found and found.subject == where and _is_of(letter, found):
         return found
     if cut := letter.headers.get("meguri-cut"):
         raise NotWhole(f"{letter.id} has {cut}, and {letter.stream} no longer has the message")
     kept = {name: value for name, value in letter.headers.items() if not name.startswith("meguri-")}
     return Stored(where, letter.original, letter.time, kept, letter.body)
+
+
+def _is_of(letter: Letter, found: Stored) -> bool:
+    """Whether a message is the one that was parked: a log that was lost and put back may have another at its sequence."""
+    said = {name: value for name, value in letter.headers.items() if name.lower().startswith("ce-")}
+    same_body = found.body.startswith(letter.body) if "meguri-cut" in letter.headers else found.body == letter.body
+    return same_body and said.items() <= found.headers.items()
 
 
 async def redrive(js: JetStreamContext, letter: Letter, *, actor: str, body: bytes | None = None) -> MessageRedriven:
