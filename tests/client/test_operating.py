@@ -100,6 +100,20 @@ async def test_status_says_when_the_broker_does_not_answer(monkeypatch):
     assert "the broker at nats://127.0.0.1:1 does not answer" in shown.out
 
 
+@pytest.mark.parametrize(
+    "words", [("backup", "new"), ("publish", "digits", "--uri", "file:///x"), ("dead",), ("events",)]
+)
+async def test_without_a_broker_a_command_ends_with_one_line(monkeypatch, tmp_path, words):
+    monkeypatch.chdir(tmp_path)
+    nobody_there(monkeypatch)
+    monkeypatch.setenv("MEGURI_NATS_URL", "nats://127.0.0.1:1")
+    done = await meguri(*words)
+
+    assert done.code == 1
+    assert done.error.startswith("meguri: ")
+    assert done.error.count("\n") <= 1
+
+
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 

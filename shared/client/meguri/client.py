@@ -264,7 +264,9 @@ async def publish(
     """
     event_id = id or str(uuid4())
     body = {"records": list(records)} if records is not None else {"uri": uri}
-    client = await nats.connect(broker().split(","), connect_timeout=5, allow_reconnect=False)
+    # Without a limit the client tries the same addresses for minutes.
+    once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
+    client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **once)
     try:
         headers = {
             "Nats-Msg-Id": event_id,
@@ -284,6 +286,10 @@ async def publish(
     finally:
         await client.close()
     return event_id
+
+
+async def _is_raised(_: Exception) -> None:
+    """What the client meets is raised where it is waited for."""
 
 
 def _json_lines(chunks: Iterator[bytes]) -> Iterator[Any]:

@@ -82,7 +82,9 @@ def _says_its_time(headers: Mapping[str, str]) -> bool:
 async def connected() -> AsyncIterator[tuple[Client, JetStreamContext]]:
     """A connection to the broker that does not come back once it is lost. Raises BrokerAway for whatever goes wrong with it."""
     try:
-        client = await nats.connect(broker().split(","), connect_timeout=5, allow_reconnect=False, error_cb=_is_raised)
+        # Without a limit the client tries the same addresses for minutes.
+        once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
+        client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **once)
         try:
             yield client, client.jetstream(timeout=TIMEOUT)
         finally:

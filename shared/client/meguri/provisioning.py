@@ -65,8 +65,10 @@ async def provision(
     """
     fits = replace(TRAINING_FITS, max_ack_pending=fits_in_flight)
     consumers = [fits if consumer == TRAINING_FITS else consumer for consumer in CONSUMERS]
+    # Without a limit the client tries the same addresses for minutes, past all patience.
+    once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
     client = await _patiently(
-        lambda: nats.connect(nats_url.split(","), connect_timeout=2, allow_reconnect=False, error_cb=_said_by_patience)
+        lambda: nats.connect(nats_url.split(","), connect_timeout=2, error_cb=_said_by_patience, **once)
     )
     try:
         js = client.jetstream(timeout=10)
