@@ -365,3 +365,13 @@ async def test_a_letter_from_before_the_log_was_put_back_does_not_send_back_what
     sent = await own.js.get_last_msg(LOG, "meguri.events.model-trained.m")
     assert [(one["event"], one["sent"]) for one in done.data] == [("mine", "")]
     assert (sent.data, sent.headers["ce-id"]) == (b"broken", "mine")
+
+
+async def test_a_file_that_cannot_be_read_is_named_instead_of_the_broker(own, registry, tmp_path):
+    await apply(registry)
+    id_ = await parked(own, await own.publish("model-trained", "m", b"{broken"))
+    done = await meguri("redrive", id_, "--body", str(tmp_path / "nowhere.json"))
+
+    assert done.code == 1
+    assert "nowhere.json" in done.error
+    assert "broker" not in done.error

@@ -9,6 +9,7 @@ import sqlalchemy
 import yaml
 from nats.js.api import ConsumerConfig
 
+from meguri.client import Meguri
 from meguri_contracts.topology import CONSUMERS, LOG
 from meguri_inference.app import build as inference
 from meguri_inference.settings import Settings as InferenceSettings
@@ -213,3 +214,12 @@ async def test_what_the_registry_knew_at_a_time_is_told(own, registry):
     assert one == now[1:]
     assert "m: spec version 2, champion 3, before that 1" in shown.out
     assert "no model was known" in (await meguri("registry", "at", "1000d")).out
+
+
+@pytest.mark.parametrize("event", ["a?b", "a#b", "50%25", "a/../b", "a b"])
+def test_a_receipt_is_asked_for_by_the_whole_id_whatever_is_in_it(event):
+    with Meguri() as client:
+        client._http = httpx.Client(
+            transport=httpx.MockTransport(lambda asked: httpx.Response(200, json=asked.url.path))
+        )
+        assert client.receipt(event) == f"/receipts/{event}"

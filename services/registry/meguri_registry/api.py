@@ -121,7 +121,7 @@ def routes(service: Service) -> APIRouter:
                 "arrivals": [part.model_dump(mode="json") for part in parts],
             }
 
-    @router.get("/lineage/events/{event}", tags=["lineage"])
+    @router.get("/lineage/events/{event:path}", tags=["lineage"])
     def used_in(event: str) -> dict[str, Any]:
         """What came of an arrival: the dataset versions that hold it and the model versions trained on them."""
         with database.read() as session:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -92,11 +93,11 @@ class Meguri:
 
     def receipt(self, event: str, *, wait: float = 0) -> dict[str, Any]:
         """What became of an event; `wait` up to so many seconds for it to be no longer waiting."""
-        return self._ask("GET", "ingest", f"/receipts/{event}", params={"wait": wait})
+        return self._ask("GET", "ingest", f"/receipts/{quote(event, safe='')}", params={"wait": wait})
 
     def used_in(self, event: str) -> list[dict[str, Any]]:
         """The dataset versions that hold an arrival, each with the model versions trained on it."""
-        return self._ask("GET", "registry", f"/lineage/events/{event}")["datasets"]
+        return self._ask("GET", "registry", f"/lineage/events/{quote(event, safe='')}")["datasets"]
 
     # --- models
 

@@ -123,7 +123,10 @@ async def _another_body(js: Any, letter: Letter, file: Path | None) -> bytes | N
     if letter.redriven:
         return None
     if file:
-        return editing.require_json(await asyncio.to_thread(file.read_bytes))
+        try:
+            return editing.require_json(await asyncio.to_thread(file.read_bytes))
+        except OSError as error:
+            raise MeguriClientError(f"the new body cannot be read, so nothing was sent: {error}") from error
     before = await redriving.original(js, letter)
     return await asyncio.to_thread(editing.edited, before.body)
 
