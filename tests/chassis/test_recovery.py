@@ -271,3 +271,11 @@ async def test_a_question_to_the_database_stops_nothing_else(path, own, tmp_path
 
 def test_the_toy_hears_what_the_tests_rest_on():
     assert set(HEARS) == {ModelRegistered, TrainingRequested}
+
+
+async def test_a_sequence_that_was_not_said_yet_is_no_lost_log(database_url, own):
+    last = await fill(own)
+    async with toy(database_url, own.js) as replica:
+        await replica.projection.reached(last)
+        with pytest.raises(Invalid, match=f"the log ends at {last}, there is no {last + 1} yet"):
+            await rebuilt(replica, own, until=last + 1, keep=False)

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from meguri import following
-from meguri.client import MeguriClientError
+from meguri.client import MeguriClientError, broker
 from meguri.times import ago, moment
 from meguri_contracts.events import ModelRegistered, TrainingRequested
+from meguri_contracts.topology import LOG
 from tests.client.conftest import meguri
 from tests.conftest import Broker
 from tests.services import Wire
@@ -152,3 +153,18 @@ def test_times_are_iso_8601_or_as_long_ago():
     for text in ("", "h", "-1h", "1e3s", "999999w", "²h"):
         with pytest.raises(MeguriClientError, match="is no time"):
             moment(text)
+
+
+async def test_a_log_that_is_not_there_is_told_with_what_to_do(own):
+    await own.js.delete_stream(LOG)
+    ran = await meguri("events")
+
+    assert ran.code == 1
+    assert "run `meguri provision`, or `meguri restore-log` if the log was lost" in ran.error
+
+
+def test_a_port_that_was_moved_is_where_the_broker_is_looked_for(monkeypatch):
+    monkeypatch.delenv("MEGURI_NATS_URL", raising=False)
+    monkeypatch.setenv("MEGURI_NATS_PORT", "4333")
+
+    assert broker() == "nats://127.0.0.1:4333"

@@ -47,4 +47,4 @@ def test_the_receipt_of_a_dead_letter_says_why_and_how_to_put_it_right():
     said = shown(status="parked", reason="the body is not JSON", letter=12, dataset_version=None, used_in=[], heard=1)
 
     assert "parked the body is not JSON" in said
-    assert "message 12 of ingest-arrivals: see `meguri dead` and `meguri redrive`" in said
+    assert "meguri redrive ingest-arrivals/12 --edit" in said

@@ -188,7 +188,7 @@ class Projection:
             try:
                 stands, before = await step(self._emptied, session)
                 end = stands if until is None else until
-                await self._require_whole_log(js(), end)
+                await self._require_whole_log(js(), stands, end)
                 yield Rebuilding(0, end, before)
                 async for position in self._replayed(js, partial(step, self._apply_all, session), end):
                     yield Rebuilding(position, end, before)
@@ -223,13 +223,15 @@ class Projection:
                 position = batch[-1].sequence
                 yield min(position, end)
 
-    async def _require_whole_log(self, js: JetStreamContext, end: int) -> None:
+    async def _require_whole_log(self, js: JetStreamContext, stands: int, end: int) -> None:
         if self.lost:
             raise Incomplete(self.lost)
         try:
             log = (await js.stream_info(LOG)).state
         except NotFoundError as error:
             raise Incomplete(f"there is no stream {LOG}: put it back with `meguri restore-log`") from error
+        if stands <= log.last_seq < end:
+            raise Invalid(f"until: the log ends at {log.last_seq}, there is no {end} yet")
         if end and (log.last_seq < end or log.first_seq > 1 or log.num_deleted):
             raise Incomplete(
                 f"the log goes from {log.first_seq} to {log.last_seq} with {log.num_deleted or 0} missing, all from 1 to {end} "

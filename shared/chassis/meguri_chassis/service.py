@@ -227,7 +227,8 @@ class Service:
             try:
                 await js.stream_info(stream.name)
             except NotFoundError as error:
-                raise LookupError(f"stream {stream.name} is missing: run `meguri provision`") from error
+                lost = "; if it was lost, `meguri restore-log`" if stream.name == LOG else ""
+                raise LookupError(f"stream {stream.name} is missing: run `meguri provision`{lost}") from error
         for hearing in self._hearings:
             consumer = hearing.consumer
             try:

@@ -53,8 +53,8 @@ def address(service: str) -> str:
 
 
 def broker() -> str:
-    """Where the broker answers: MEGURI_NATS_URL, or this machine."""
-    return os.environ.get("MEGURI_NATS_URL") or "nats://127.0.0.1:4222"
+    """Where the broker answers: MEGURI_NATS_URL, or this machine at MEGURI_NATS_PORT or the default port."""
+    return os.environ.get("MEGURI_NATS_URL") or f"nats://127.0.0.1:{os.environ.get('MEGURI_NATS_PORT') or 4222}"
 
 
 class Meguri:

@@ -18,7 +18,7 @@ from meguri.answering import Json, answer, complain, console, fail, give, line
 from meguri.client import Meguri, MeguriClientError, Unreachable, who
 from meguri.dead_letters import Letter
 from meguri.following import Seen
-from meguri.streams import connected, lag
+from meguri.streams import BrokerRefused, connected, lag
 from meguri.times import moment
 from meguri_contracts.topology import LOG, PORTS
 
@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 def status(as_json: Json = False) -> None:
     """Is anything stuck? What each service waits for, how far it is behind the log, what is parked, what consumers have to do.
 
-    Exit code 1 when a service is not ready.
+    Exit code 1 when a service is not ready, or the broker does not answer from here.
     """
     with Meguri() as meguri:
         services = [
@@ -49,10 +49,10 @@ def status(as_json: Json = False) -> None:
     found: dict[str, Any] = {"services": services, "broker": None, "consumers": []}
     try:
         found["consumers"] = asyncio.run(lag())
-    except Unreachable as error:
+    except (Unreachable, BrokerRefused) as error:
         found["broker"] = str(error)
     give(as_json, found, show_operation.status)
-    if not all(one["ready"] for one in services):
+    if found["broker"] or not all(one["ready"] for one in services):
         raise typer.Exit(1)
 
 

@@ -37,7 +37,7 @@ def receipt(out: Console, one: dict[str, Any]) -> None:
     if one["waits_for"]:
         out.print(f"waits for {escape(one['waits_for'])}")
     if one["status"] == "parked":
-        out.print(f"repair    message {one['letter']} of ingest-arrivals: see `meguri dead` and `meguri redrive`")
+        out.print(f"repair    meguri redrive ingest-arrivals/{one['letter']} --edit")
     if one["dataset_version"] is not None:
         kept = f", {one['quarantined']} quarantined" if one["quarantined"] else ""
         out.print(f"data      {one['dataset']} version {one['dataset_version']}: {one['rows']} rows{kept}")

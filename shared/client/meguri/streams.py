@@ -14,11 +14,15 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 from nats.js.errors import APIError, NotFoundError
 
-from meguri.client import Unreachable, broker
-from meguri_contracts.topology import CONSUMERS, Consumer
+from meguri.client import MeguriClientError, Unreachable, broker
+from meguri_contracts.topology import CONSUMERS, FULL, MAKE_ROOM, Consumer
 
 PATIENCE = 10.0
 """Seconds to wait for an answer of the broker, or for a message that it has."""
+
+
+class BrokerRefused(MeguriClientError):
+    """The broker answers, and will not do as asked."""
 
 
 class _Client(Client):  # type: ignore[misc] # nats-py has no types
@@ -36,7 +40,7 @@ class _Client(Client):  # type: ignore[misc] # nats-py has no types
 
 @asynccontextmanager
 async def connected(*, for_ever: bool = False) -> AsyncIterator[JetStreamContext]:
-    """A connection to the broker, which is taken up again `for_ever` if asked for. Raises Unreachable."""
+    """A connection to the broker, which is taken up again `for_ever` if asked for. Raises Unreachable, BrokerRefused."""
     client = _Client()
     tries = {"max_reconnect_attempts": -1} if for_ever else {"allow_reconnect": False, "max_reconnect_attempts": 1}
     try:
@@ -45,7 +49,13 @@ async def connected(*, for_ever: bool = False) -> AsyncIterator[JetStreamContext
             yield client.jetstream(timeout=PATIENCE)
         finally:
             await client.close()
-    except (NatsError, APIError, OSError, TimeoutError) as error:
+    except NotFoundError as error:
+        what = f"{error.description}: run `meguri provision`, or `meguri restore-log` if the log was lost"
+        raise BrokerRefused(f"the broker at {broker()}: {what}") from error
+    except APIError as error:
+        what = f"{error.description}{f': {MAKE_ROOM}' if error.err_code in FULL else ''}"
+        raise BrokerRefused(f"the broker at {broker()}: {what}") from error
+    except (NatsError, OSError, TimeoutError) as error:
         raise Unreachable(f"the broker at {broker()} does not answer: {error or type(error).__name__}") from error
 
 
