@@ -188,8 +188,7 @@ class Lanes:
             arrival.succeed()
 
     async def _say_what_was_not_said(self, dataset: str, table: DatasetTable) -> None:
-        with self._database.read() as session:
-            known = store.last_version(session, dataset)
+        known = await self._database.ask(lambda session: store.last_version(session, dataset))
         if known is not None and table.version < known:
             raise StorageTrouble(
                 f"{table.uri} ends at version {table.version}, but version {known} was said: "
@@ -202,15 +201,14 @@ class Lanes:
     async def _say(self, committed: DataCommitted, cause: str, journey: str, causes: Sequence[dict[str, str]]) -> None:
         id_ = derived_id(committed.dataset, committed.type, str(committed.version), committed.digest)
         links = causes if committed.starts_trace else ()
-        with self._database.read() as session:
-            hops = store.hops(session, committed.causes)
+        hops = await self._database.ask(lambda session: store.hops(session, committed.causes))
         sequence = await self._log.append(committed, id=id_, cause=cause, journey=journey, hops=hops, causes=links)
         await self._projection.reached(sequence)
 
     async def _without_settled(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
         """Answer the arrivals that were settled before, or whose id belongs to another; return the others."""
-        with self._database.read() as session:
-            receipts = store.known(session, [arrival.message.id for arrival in arrivals])
+        ids = [arrival.message.id for arrival in arrivals]
+        receipts = await self._database.ask(lambda session: store.known(session, ids))
         left = []
         for arrival in arrivals:
             message = arrival.message

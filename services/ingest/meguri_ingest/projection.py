@@ -87,7 +87,7 @@ def _is_arrival(event: MessageParked | MessageRedriven) -> bool:
 
 
 def _park(session: Session, event: MessageParked, message: Message) -> None:
-    dataset = event.subject.removeprefix(subject(DataArrived.kind(), ""))[:MAX_ID_LENGTH]
+    dataset = event.subject.removeprefix(f"{subject(DataArrived.kind(), '')}.")[:MAX_ID_LENGTH]
     is_new = session.get(ReceiptRow, event.event) is None
     row = _receipt(session, event.event, dataset, event.producer, message)
     if is_new:

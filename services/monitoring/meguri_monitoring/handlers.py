@@ -173,11 +173,11 @@ class Watcher:
             key = (batch.model, batch.version)
             if self._references.get(key):
                 continue
-            artifact = self._artifact(*key)
+            artifact = await self._artifact(*key)
             if artifact is None:
                 # The first predictions of a version can be faster than the news that it serves.
                 await self._projection.reached(await self._log.last_sequence())
-                artifact = self._artifact(*key)
+                artifact = await self._artifact(*key)
             if artifact is None:
                 logger.warning("predictions of %s version %d have no reference: kept, not judged", *key)
             self._references[key] = await self._profile(artifact) if artifact else None
@@ -190,9 +190,8 @@ class Watcher:
             logger.exception("predictions are kept and not judged: their reference profile cannot be read")
             return None
 
-    def _artifact(self, model: str, version: int) -> Artifact | None:
-        with self._database.read() as session:
-            return store.reference(session, model, version)
+    async def _artifact(self, model: str, version: int) -> Artifact | None:
+        return await self._database.ask(lambda session: store.reference(session, model, version))
 
     def _keep(self, batches: Sequence[Batch]) -> dict[int, Invalid]:
         """Add the batches to the tables of their versions; return by sequence why some do not fit."""
@@ -241,13 +240,13 @@ class Watcher:
 
     async def _conclude(self) -> None:
         """Say what follows from each judged window, in their order; again after a crash in between."""
-        with self._database.read() as session:
-            rows = [(row, store.state(session, row.model).hops) for row in store.undecided(session)]
+        rows = await self._database.ask(
+            lambda session: [(row, store.state(session, row.model).hops) for row in store.undecided(session)]
+        )
         for row, hops in rows:
             cause = _cause(row)
             await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause, hops=hops)
-            with self._database.write() as session:
-                store.mark_decided(session, row.id or 0)
+            await self._database.change(partial(store.mark_decided, id_=row.id or 0))
 
 
 def _cause(row: store.JudgedRow) -> str:

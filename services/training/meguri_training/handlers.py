@@ -127,9 +127,8 @@ class Fitter:
     async def fit(self, started: TrainingStarted, message: Message) -> None:
         """Fit in a worker process, keep the files, say what came of it. Silence if the run has ended already."""
         await self._projection.reached(message.sequence)
-        with self._database.read() as session:
-            if store.has_ended(session, started.run):
-                return
+        if await self._database.ask(lambda session: store.has_ended(session, started.run)):
+            return
         try:
             fitted = await self._workers.fit(await self._job(started))
             event: Event = await self._trained(started, fitted)

@@ -1,13 +1,14 @@
 """A service's own database: SQLite or PostgreSQL with the same code, migrated at start, written by its projection only."""
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy
@@ -26,6 +27,7 @@ from meguri_contracts.errors import TemporaryError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 BIG = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 """64 bits on both databases; stream sequences and byte counts need them."""
 
@@ -209,6 +211,24 @@ class Database:
             self.begin_writing(session)
             yield session
             session.commit()
+
+    async def ask(self, question: Callable[[Session], T]) -> T:
+        """Answer a question of a coroutine in a thread: a database that is slow to answer must not hold up the event loop."""
+
+        def answered() -> T:
+            with self.read() as session:
+                return question(session)
+
+        return await asyncio.to_thread(answered)
+
+    async def change(self, by: Callable[[Session], T]) -> T:
+        """Write for a coroutine, likewise."""
+
+        def changed() -> T:
+            with self.write() as session:
+                return by(session)
+
+        return await asyncio.to_thread(changed)
 
     def session(self) -> Session:
         """A session that has not begun yet; whoever takes it begins, commits and closes it. Undone if it is only closed."""
