@@ -19,8 +19,8 @@ help: ## Say what there is
 
 setup: .venv/.ready $(NATS) ## Install everything below .venv and .tools (the others do it by themselves)
 
-run: setup ## Start a broker and all services, play the story on real data, go on until Ctrl-C (ONCE=1: stop after it)
-	@$(RUN) -m infra.local.run $(if $(ONCE),--once)
+run: setup ## Start a broker and all services, play the story on real data, go on until Ctrl-C (ONCE=1 stops after it, BARE=1 plays nothing)
+	@$(RUN) -m infra.local.run $(if $(ONCE),--once) $(if $(BARE),--bare)
 
 test: setup ## Run all tests
 	@.venv/bin/pytest $(ARGS)

@@ -1,4 +1,7 @@
-"""`make run`: starts the laptop's processes, plays the story of examples/digits on real data, goes on until Ctrl-C."""
+"""`make run`: starts the laptop's processes, plays the story of examples/digits on real data, goes on until Ctrl-C.
+
+BARE=1 plays nothing; ONCE=1 stops after the story.
+"""
 
 import argparse
 import asyncio
@@ -26,7 +29,8 @@ def main() -> int:
     parser.add_argument(
         "--once", action="store_true", help="play the story, stop everything, exit 0 if all was observed"
     )
-    once = parser.parse_args().once
+    parser.add_argument("--bare", action="store_true", help="start everything and play nothing, for data of one's own")
+    args = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     os.chdir(ROOT)
@@ -36,8 +40,8 @@ def main() -> int:
             asyncio.run(provision(broker(), **limits()))
             wait_until_ready(laptop)
             print(f"broker and {len(SERVICES)} services are ready after {time.monotonic() - began:.1f} s", flush=True)
-            observed = runpy.run_path("examples/digits/story.py")["play"](laptop)
-            if once:
+            observed = args.bare or runpy.run_path("examples/digits/story.py")["play"](laptop)
+            if args.once:
                 return 0 if observed else 1
             _go_on(laptop)
     except (CannotStart, BrokerAway, NoRoom) as error:
