@@ -272,3 +272,26 @@ def test_a_disk_that_takes_no_more_is_temporary_trouble_and_the_table_stays_as_i
     assert "File too large" in writer.stdout
     assert DatasetTable(uri).said_since(None) == [before]
     assert read(uri, before.version).height == 1
+
+
+def test_of_two_that_make_a_table_at_once_one_does_and_its_columns_stand(tmp_path):
+    for turn in range(30):
+        uri, ready, outcomes = f"{tmp_path}/{turn}", threading.Barrier(2), []
+
+        def begin(event: str, uri: str = uri, ready: threading.Barrier = ready, outcomes: list = outcomes) -> None:
+            look = DatasetTable(uri)
+            ready.wait()
+            try:
+                outcomes.append(look.commit("things", [batch(event, 1)], NOW))
+            except LostRace as lost:
+                outcomes.append(lost)
+
+        both = [threading.Thread(target=begin, args=(event,)) for event in ("e1", "e2")]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join()
+
+        said = [outcome for outcome in outcomes if not isinstance(outcome, LostRace)]
+        assert [event.version for event in said] == [1], "the table is version 0, its first rows are version 1"
+        assert read(uri, 1).height == 1

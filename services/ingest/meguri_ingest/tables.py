@@ -186,7 +186,10 @@ def _opened(uri: str) -> DeltaTable | None:
 
 
 def _created(uri: str, columns: Mapping[str, pl.DataType]) -> DeltaTable:
-    return DeltaTable.create(uri, Schema.from_arrow(pl.Schema(columns)), mode="error", configuration=_PROPERTIES)
+    # Without tries of its own: of two that come first, the second would create the table over the first's.
+    once = CommitProperties(max_commit_retries=0)
+    schema = Schema.from_arrow(pl.Schema(columns))
+    return DeltaTable.create(uri, schema, mode="error", configuration=_PROPERTIES, commit_properties=once)
 
 
 def _append(

@@ -181,7 +181,10 @@ def _opened(table_uri: str, like: pl.DataFrame) -> DeltaTable:
     try:
         return DeltaTable(table_uri)
     except TableNotFoundError:
-        return DeltaTable.create(table_uri, schema=like.clear().to_arrow().schema, mode="ignore")
+        # Without tries of its own: of two that come first, the second would create the table over the first's.
+        once = CommitProperties(max_commit_retries=0)
+        schema = like.clear().to_arrow().schema
+        return DeltaTable.create(table_uri, schema=schema, mode="ignore", commit_properties=once)
 
 
 def _check_columns(expected: pl.Schema, batches: Sequence[Batch]) -> None:
