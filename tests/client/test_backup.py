@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -249,6 +250,8 @@ async def test_a_disk_that_takes_no_more_leaves_no_backup_and_is_named(running_s
             capture_output=True,
             text=True,
             check=False,
+            # Python would leave bytecode behind that is as short as the limit.
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
         )
 

@@ -267,7 +267,8 @@ except StorageTrouble as trouble:
 def test_a_disk_that_takes_no_more_is_temporary_trouble_and_the_table_stays_as_it_was(uri):
     before = DatasetTable(uri).commit("things", [batch("e1", 1)], NOW)
 
-    writer = subprocess.run([sys.executable, "-c", FULL, uri], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-B", "-c", FULL, uri]
+    writer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert "File too large" in writer.stdout
     assert DatasetTable(uri).said_since(None) == [before]

@@ -84,7 +84,10 @@ async def test_a_registry_that_asks_for_the_next_run_for_ever_is_broken_off_and_
 
         kinds = [link.kind for link in loop.chain]
         cycle = ["training-requested", "model-trained", "training-started"]
-        assert kinds[:6] == [*cycle, "promotion-rejected", "model-trained", "training-started"]
+        assert kinds[:3] == cycle
+        # Whichever of the two was in hand when the run before had its verdict.
+        assert kinds[3] in ("promotion-rejected", "training-requested")
+        assert kinds[4:6] == ["model-trained", "training-started"]
         assert kinds[-2:] == ["training-started", "data-committed"]
         assert (loop.chain[0].event, loop.chain[-1].event) == (f"request-{runs[-1].run}", committed)
         sequences = [link.sequence for link in loop.chain]
