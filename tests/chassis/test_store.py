@@ -1,5 +1,6 @@
 """The database of a service: the same on SQLite and PostgreSQL."""
 
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,6 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, select
 
+from meguri_chassis import store
 from meguri_chassis.store import _MIGRATION_LOCK, Database, StoreUnavailable, keep_heads, locked_position, move_position
 from meguri_contracts.errors import TemporaryError
 from tests.chassis.toy import MIGRATIONS, Tally, migrated
@@ -155,3 +157,19 @@ def test_any_text_that_json_can_hold_can_be_kept(database):
     with database.read() as session:
         assert session.get(Tally, "m").last.startswith("巡り ")
         assert session.get(Tally, "m").last.endswith(" \U0001f501")
+
+
+def test_a_new_file_that_others_begin_with_at_the_same_time_is_tried_again():
+    answers = [sqlite3.OperationalError("database is locked"), sqlite3.OperationalError("database is locked"), None]
+
+    class Connection:
+        def execute(self, statement: str) -> None:
+            if error := answers.pop(0):
+                raise error
+
+    store._write_ahead(Connection())
+    assert answers == []
+
+    answers[:] = [sqlite3.OperationalError("disk I/O error")]
+    with pytest.raises(sqlite3.OperationalError, match="disk"):
+        store._write_ahead(Connection())

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +37,8 @@ _WRITE_SQLITE = {"meguri_write": True}
 _WRITE_POSTGRESQL = {"isolation_level": "READ COMMITTED"}
 """A writer locks its position row first, and must then see what the writer before it committed."""
 
+WRITE_AHEAD_PATIENCE = 30.0
+"""Seconds over which a new SQLite file may be locked by others that begin with it."""
 KEPT_ROWS = 5000
 """Rows that a writer keeps at most."""
 
@@ -335,7 +339,8 @@ def _engine(url: str) -> Engine:
     def _set_up(connection: Any, _: Any) -> None:
         # The driver would begin transactions at the first write only, so that reads would see no snapshot.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        _write_ahead(connection)
+        for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -344,6 +349,20 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: Any) -> None:
+    """Have the log written ahead. Of several that do this to a new file at once, all but one are told to try again, at once."""
+    until = time.monotonic() + WRITE_AHEAD_PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _postgresql(url: str) -> Engine:
