@@ -26,8 +26,8 @@ def test_every_event_is_said_by_someone_who_exists():
     assert set(SAID_BY.values()) <= {"upstream", EVERY_SERVICE, OPERATOR, *PORTS}
 
 
-def test_the_only_event_that_comes_from_outside_is_the_arrival_of_data():
-    assert [event.kind() for event, by in SAID_BY.items() if by == "upstream"] == ["data-arrived"]
+def test_what_comes_from_outside_is_data_and_labels():
+    assert [event.kind() for event, by in SAID_BY.items() if by == "upstream"] == ["data-arrived", "labels-arrived"]
 
 
 @pytest.mark.parametrize("consumer", CONSUMERS, ids=lambda consumer: consumer.name)

@@ -118,7 +118,7 @@ class Rollouts:
         began, champion = time.perf_counter(), rollout.plan.champion
         serves = (rollout.model, champion.version)
         if not self._models.ready(rollout.model, str(champion.version)):
-            onnx = await self._artifacts.get(champion.onnx)
+            onnx = await self._artifacts.get(champion.served)
             with telemetry.tracer.start_as_current_span("load", attributes=telemetry.lineage(rollout)):
                 loaded = await asyncio.to_thread(LoadedModel.load, champion, rollout.model, onnx)
             self._models.swap(rollout.model, loaded)

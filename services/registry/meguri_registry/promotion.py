@@ -42,7 +42,7 @@ class Model(BaseModel):
     past: tuple[int, ...] = ()
     """Versions that were champion before, oldest first; a rollback goes to the last one."""
     rolled_back: frozenset[str] = frozenset()
-    """Digests of ONNX files that were taken out of service by a rollback."""
+    """Digests of model files that were taken out of service by a rollback."""
 
     @field_serializer("judged", "rolled_back")
     def _in_order(self, found: frozenset[Any]) -> list[Any]:
@@ -93,7 +93,7 @@ def _verdict(model: Model, trained: ModelTrained, version: int) -> list[Event]:
     if failed:
         reason = f"the gate does not hold: {' and '.join(failed)}"
         return [PromotionRejected(model=model.name, version=version, run=trained.run, reason=reason, judged=judged)]
-    if trained.onnx.digest in model.rolled_back:
+    if deployed(trained, version).served.digest in model.rolled_back:
         reason = "the gate holds, but the same model was rolled back before: `meguri promote` says yes"
         return [ApprovalRequested(model=model.name, version=version, run=trained.run, reason=reason, judged=judged)]
     return [_rollout(model, deployed(trained, version), reason="the gate holds", actor="registry", judged=judged)]
@@ -121,6 +121,9 @@ def deployed(trained: ModelTrained, version: int) -> Deployed:
         onnx=trained.onnx,
         profile=trained.profile,
         signature=trained.signature,
+        skops=trained.skops,
+        engine=trained.engine,
+        engine_reason=trained.engine_reason,
     )
 
 
@@ -144,7 +147,7 @@ def evolve(model: Model, event: Event) -> Model:
 def _crown(model: Model, champion: Deployed) -> Model:
     before, past, rolled_back = model.champion, model.past, model.rolled_back
     if before and champion.version in past:
-        past, rolled_back = past[: past.index(champion.version)], rolled_back | {before.onnx.digest}
+        past, rolled_back = past[: past.index(champion.version)], rolled_back | {before.served.digest}
     elif before:
         past = (*past, before.version)
     return model.model_copy(
@@ -152,7 +155,7 @@ def _crown(model: Model, champion: Deployed) -> Model:
             "champion": champion,
             "judged": model.judged | {champion.version},
             "past": past,
-            "rolled_back": rolled_back - {champion.onnx.digest},
+            "rolled_back": rolled_back - {champion.served.digest},
         }
     )
 

@@ -166,7 +166,7 @@ class Fitter:
             spec=started.spec,
             table_uri=f"{self._data_url}/{started.spec.dataset.name}",
             dataset_version=started.dataset_version,
-            champion_onnx=await self._artifacts.get(champion.onnx) if champion else None,
+            champion_onnx=await self._artifacts.get(champion.onnx) if champion and champion.onnx else None,
             champion_signature=champion.signature if champion else None,
         )
 

@@ -4,12 +4,12 @@ Readers ignore unknown fields, so a new field with a default is free; any other 
 One example message of each type is kept in tests/contracts/examples.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from meguri_contracts.names import ConsumerName, DatasetName, EpisodeId, EventId, ModelName, RunId
-from meguri_contracts.spec import ModelSpec
+from meguri_contracts.names import BatchId, ConsumerName, DatasetName, EpisodeId, EventId, ModelName, RunId
+from meguri_contracts.spec import CanaryPolicy, ModelSpec, TrialPolicy
 
 
 class Event(BaseModel):
@@ -217,11 +217,22 @@ class Tensor(Part):
 
 
 class Signature(Part):
-    """What goes into a model and what comes out. `features` names the columns of the one input, in order."""
+    """What goes into a model and what comes out. `features` names what goes in, in order.
+
+    Features that are all numbers are the columns of the one `input`, of shape [-1, n]. When some are not, each is an input by
+    itself, named like it, of shape [-1, 1]: these are `inputs`, and `input` is the first of them.
+    """
 
     features: tuple[str, ...]
     input: Tensor
+    inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...]
+    example: tuple[float | int | bool | str, ...] = ()
+    """A row that the model can answer, a value per feature: of the rows trained on the median or the most frequent value."""
+
+
+Engine = Literal["onnx", "scikit-learn"]
+"""What computes the answers of a served model."""
 
 
 class Deployed(Part):
@@ -229,9 +240,22 @@ class Deployed(Part):
 
     version: int = Field(ge=1)
     run: RunId
-    onnx: Artifact
+    onnx: Artifact | None
+    """None for a model that cannot be written as ONNX."""
     profile: Artifact
     signature: Signature
+    skops: Artifact | None = None
+    engine: Engine = "onnx"
+    engine_reason: str = ""
+    """Why it is not ONNX Runtime that answers."""
+
+    @property
+    def served(self) -> Artifact:
+        """The file that its engine loads."""
+        file = self.onnx if self.engine == "onnx" else self.skops
+        if file is None:
+            raise ValueError(f"version {self.version} has no file for {self.engine}")
+        return file
 
 
 class Evaluation(Part):
@@ -257,14 +281,18 @@ class ModelTrained(Event):
     holdout_rows: int
     candidate: Evaluation
     champion: Evaluation | None = None
-    onnx: Artifact
+    onnx: Artifact | None
+    """None when the model cannot be written as ONNX."""
     skops: Artifact
     profile: Artifact
     """Reference profile of the features, for monitoring."""
     signature: Signature
     parity: float
-    """Largest difference between ONNX and scikit-learn on the hold-out: probabilities, or predictions in standard
+    """Largest difference between what is served and scikit-learn on the hold-out: probabilities, or predictions in standard
     deviations of the target."""
+    engine: Engine = "onnx"
+    engine_reason: str = ""
+    """Why it is not ONNX Runtime that will answer."""
     environment: dict[str, str]
     """Versions of Python and of the libraries that did the fit."""
     seconds: float
@@ -363,14 +391,73 @@ class ApprovalRequested(Event):
     judged: tuple[Judged, ...] = ()
 
 
+def _that_are_known(policy: type[BaseModel]) -> BeforeValidator:
+    """A spec is refused when it has unknown fields, an event is not."""
+
+    def known(given: Any) -> Any:
+        return (
+            {name: given[name] for name in policy.model_fields if name in given} if isinstance(given, dict) else given
+        )
+
+    return BeforeValidator(known)
+
+
+class Canary(Part):
+    """A candidate that answers a growing share of the requests until it is champion or is taken back."""
+
+    candidate: Deployed
+    weight: float = Field(gt=0, lt=1)
+    """Share of the requests that it answers now."""
+    step: int = Field(ge=0)
+    """Which of the policy's steps that is, from 0."""
+    policy: Annotated[CanaryPolicy, _that_are_known(CanaryPolicy)]
+
+
+class Arm(Part):
+    """One of the versions that an A/B test compares with the champion."""
+
+    candidate: Deployed
+    weight: float = Field(gt=0, lt=1)
+    """Share of the entities that it answers; the champion answers the rest."""
+
+
+class Trial(Part):
+    """An A/B test. The same entity is answered by the same version for as long as it runs."""
+
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    policy: Annotated[TrialPolicy, _that_are_known(TrialPolicy)]
+
+
+class Shadow(Part):
+    """A candidate that is asked too; its answers are kept beside those that were given, and nobody sees them."""
+
+    candidate: Deployed
+    share: float = Field(default=1, gt=0, le=1)
+    """Of the requests."""
+
+
 class Plan(Part):
-    """The whole traffic plan of a model."""
+    """The whole traffic plan of a model: who answers, and who is asked beside. Not canary and A/B test at once."""
 
     champion: Deployed
+    canary: Canary | None = None
+    trial: Trial | None = None
+    shadows: tuple[Shadow, ...] = ()
+
+    @property
+    def challengers(self) -> tuple[Deployed, ...]:
+        """The versions beside the champion that answer some of the requests."""
+        arms = tuple(arm.candidate for arm in self.trial.arms) if self.trial else ()
+        return (*((self.canary.candidate,) if self.canary else ()), *arms)
+
+    @property
+    def deployed(self) -> tuple[Deployed, ...]:
+        """All versions that must be loaded, the champion first."""
+        return (self.champion, *self.challengers, *(shadow.candidate for shadow in self.shadows))
 
 
 class RolloutChanged(Event):
-    """Who answers has changed. Said by the registry; inference and monitoring follow it."""
+    """The traffic plan has changed. Said by the registry; inference and monitoring follow it."""
 
     type = "meguri.rollout-changed.v1"
     key_field = "model"
@@ -378,7 +465,7 @@ class RolloutChanged(Event):
     model: ModelName
     plan: Plan
     previous: int | None = None
-    """Version of the champion before."""
+    """Version of the champion before; the present one if only the rest of the plan has changed."""
     reason: str
     actor: str
     judged: tuple[Judged, ...] = ()
@@ -402,6 +489,105 @@ class ModelLoaded(Event):
     @property
     def identity(self) -> str:
         return self.replica
+
+
+Role = Literal["champion", "canary", "arm", "shadow"]
+"""What a version was in the traffic plan when it answered."""
+
+
+class ArmObserved(Part):
+    """What one replica saw of one version since it follows the plan. All numbers only grow."""
+
+    version: int
+    role: Role
+    requests: int = Field(ge=0)
+    """That it was asked, answered or not."""
+    errors: int = Field(default=0, ge=0)
+    """Of these, those that it had no answer to, although they were right."""
+    latency: tuple[int, ...] = ()
+    """Requests that took up to each of `LATENCY_BOUNDS`; the last number is of those that took longer."""
+    pairs: int = Field(default=0, ge=0)
+    """Of a shadow: rows that it and the one who answered were both asked."""
+    disagreed: int = Field(default=0, ge=0)
+    """Of the pairs, those with another label, or a prediction that differs by more than a thousandth."""
+    difference: float = Field(default=0, ge=0)
+    """Sum over the pairs of the absolute difference: of the prediction, or of the largest probability."""
+
+
+LATENCY_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds, from the request's head to its answer."""
+
+
+class RolloutObserved(Event):
+    """How the versions of a plan with more than a champion are doing, as one replica of inference sees it.
+
+    A replica says it a second after something new happened, and the more rarely the longer the plan is in force.
+    """
+
+    type = "meguri.rollout-observed.v1"
+    key_field = "model"
+
+    model: ModelName
+    rollout: EventId
+    """Of the plan that this is about."""
+    replica: str
+    """One life of a replica: after a restart it is another, which counts from zero."""
+    number: int = Field(ge=1)
+    """Counts what this replica says of this plan; a later one replaces an earlier one."""
+    seconds: float = Field(ge=0)
+    """Since the replica follows the plan."""
+    arms: tuple[ArmObserved, ...]
+
+    @property
+    def identity(self) -> str:
+        return f"{self.replica}-{self.number}"
+
+
+class Label(Part):
+    """The truth about a prediction."""
+
+    prediction_id: str = Field(min_length=1, max_length=256)
+    label: float | int | bool | str
+
+
+class LabelsArrived(Event):
+    """Upstream knows what should have been predicted."""
+
+    type = "meguri.labels-arrived.v1"
+    key_field = "model"
+
+    model: ModelName
+    labels: tuple[Label, ...]
+    producer: str | None = None
+    """For upstreams that send no headers; else it is the CloudEvents source."""
+
+
+class ArmQuality(Part):
+    """What the labels say of one version's predictions since it is in the plan.
+
+    A row's score is 1 for the right class and 0 for a wrong one, or minus the absolute error of a regression: more is better.
+    """
+
+    version: int
+    labels: int = Field(ge=0)
+    total: float
+    """Sum of the scores."""
+    squares: float = Field(ge=0)
+    """Sum of their squares."""
+
+
+class QualityMeasured(Event):
+    """How good the versions of a plan with more than a champion are by the labels that arrived. Said by monitoring.
+
+    The numbers are counted since champion and challengers are these.
+    """
+
+    type = "meguri.quality-measured.v1"
+    key_field = "model"
+
+    model: ModelName
+    arms: tuple[ArmQuality, ...]
+    """The champion first."""
 
 
 class Window(Part):
@@ -450,6 +636,116 @@ class EpisodeResolved(Event):
     version: int
     episode: EpisodeId
     reason: str
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+class BatchRequested(Event):
+    """Somebody wants all rows of a file predicted, and the predictions in a folder."""
+
+    type = "meguri.batch-requested.v1"
+    key_field = "model"
+
+    model: ModelName
+    batch: BatchId
+    input: str
+    """URI of the rows: CSV, JSON Lines, Parquet or Arrow."""
+    output: str
+    """URI of the folder for the predictions."""
+    version: int | None = Field(default=None, ge=1)
+    """Who predicts; the champion of the moment when left out."""
+    shard_rows: int = Field(default=100_000, ge=1)
+    """Rows that are predicted at a time."""
+    actor: str
+
+    @property
+    def identity(self) -> str:
+        return self.batch
+
+
+class ShardPlanned(Event):
+    """A part of a batch is due, with everything that it depends on; any replica can do it, and do it again."""
+
+    type = "meguri.shard-planned.v1"
+    key_field = "model"
+
+    model: ModelName
+    batch: BatchId
+    shard: int = Field(ge=0)
+    shards: int = Field(ge=1)
+    first: int = Field(ge=0)
+    """The first row of the input that belongs to it."""
+    rows: int = Field(ge=0)
+    input: str
+    input_digest: str
+    """SHA-256 of the whole input, in hex."""
+    output: str
+    deployed: Deployed
+
+    @property
+    def identity(self) -> str:
+        return f"{self.batch}-{self.shard}"
+
+
+class ShardScored(Event):
+    """A part of a batch is predicted and kept."""
+
+    type = "meguri.shard-scored.v1"
+    key_field = "model"
+
+    model: ModelName
+    batch: BatchId
+    shard: int = Field(ge=0)
+    shards: int = Field(ge=1)
+    rows: int = Field(ge=0)
+    uri: str
+    digest: str
+    """SHA-256 of the file, in hex."""
+    replica: str
+    seconds: float
+
+    @property
+    def identity(self) -> str:
+        return f"{self.batch}-{self.shard}"
+
+
+class BatchCompleted(Event):
+    """All rows of a batch are predicted."""
+
+    type = "meguri.batch-completed.v1"
+    key_field = "model"
+
+    model: ModelName
+    batch: BatchId
+    version: int
+    run: RunId
+    input: str
+    input_digest: str
+    output: str
+    rows: int
+    shards: int
+    digest: str
+    """SHA-256 over the digests of the shards in their order, in hex."""
+
+    @property
+    def identity(self) -> str:
+        return self.batch
+
+
+class BatchFailed(Event):
+    """A batch ended without its predictions, for a reason that another try would meet again."""
+
+    type = "meguri.batch-failed.v1"
+    key_field = "model"
+
+    model: ModelName
+    batch: BatchId
+    reason: str
+
+    @property
+    def identity(self) -> str:
+        return self.batch
 
 
 # --- operation ------------------------------------------------------------------------------------------------------
@@ -516,8 +812,16 @@ EVENTS: tuple[type[Event], ...] = (
     ApprovalRequested,
     RolloutChanged,
     ModelLoaded,
+    RolloutObserved,
+    LabelsArrived,
+    QualityMeasured,
     DriftDetected,
     EpisodeResolved,
+    BatchRequested,
+    ShardPlanned,
+    ShardScored,
+    BatchCompleted,
+    BatchFailed,
     MessageParked,
     MessageRedriven,
 )

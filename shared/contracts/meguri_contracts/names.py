@@ -14,6 +14,7 @@ ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 MAX_ID_LENGTH = 256
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+BatchId = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 EpisodeId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from enum import StrEnum
 from functools import cached_property
 from math import prod
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -33,6 +33,10 @@ PREDICTION_COLUMNS = frozenset(
     )
 )
 """What is kept of a prediction beside its features, which therefore may not be called so."""
+PREDICTION_DETAILS = ("_entity", "_role", "_latency")
+"""Kept of each prediction too, after `trace_id`: who or what it is about (text or null), what its version was in the traffic
+plan (champion, canary, arm, shadow), and the microseconds from the request's head to its answer. A row of a shadow has the
+prediction id of the answer that was given in its place. Messages of older replicas do not have these columns."""
 
 
 class ColumnType(StrEnum):
@@ -134,6 +138,66 @@ class Monitor(_Spec):
         return self
 
 
+class CanaryPolicy(_Spec):
+    """How a candidate takes over traffic, and when it is taken back."""
+
+    steps: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.05, 0.25, 0.5), min_length=1)
+    """Shares of the requests that it answers, one after the other; after the last it is champion."""
+    requests: int = Field(default=500, ge=1)
+    """Requests that the candidate must have been asked before the next step."""
+    seconds: float = Field(default=0, ge=0)
+    """Least time of each step."""
+    max_errors: float = Field(default=0.01, ge=0, le=1)
+    """By how much its share of requests without an answer may be above the champion's."""
+    max_latency: float | None = Field(default=3, gt=1)
+    """How many times as long as the champion's its 95th percentile of latency may be; null: any."""
+    max_quality_loss: float = Field(default=0.02, ge=0)
+    """By how much its mean score on labelled predictions may be below the champion's, as far as labels arrive; a score is
+    1 or 0 for right or wrong, or minus the absolute error in standard deviations of the champion's errors."""
+    min_requests: int = Field(default=50, ge=1)
+    """Requests, or labels, that the candidate needs before it is taken back for any of these."""
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        if any(later <= earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError(f"canary steps must rise: {self.steps}")
+        return self
+
+
+class TrialPolicy(_Spec):
+    """When an A/B test ends. It may be looked at all the time: the test is valid at every moment."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Probability of naming a winner when there is no difference."""
+    min_labels: int = Field(default=100, ge=20)
+    """Labelled predictions that every arm needs before a winner is named."""
+    max_labels: int = Field(default=20_000, ge=20)
+    """Labelled predictions of every arm after which the answer is: none is better, the champion stays."""
+
+
+class Rollout(_Spec):
+    """How a version whose gate holds gets its traffic."""
+
+    strategy: Literal["direct", "canary"] = "direct"
+    """At once, or step by step. The first version of a model is always champion at once."""
+    canary: CanaryPolicy = CanaryPolicy()
+    trial: TrialPolicy = TrialPolicy()
+
+
+class PredictionLog(_Spec):
+    """Which predictions are kept for monitoring: `all`, `none`, or `{sampled: 0.1}`; with `durable: true` before the answer."""
+
+    sampled: float = Field(default=1, ge=0, le=1)
+    """Share of the requests whose predictions are kept: 1 is all, 0 none."""
+    durable: bool = False
+    """Whether an answer waits until its prediction is on the broker's disk; when it cannot get there, the answer is 503."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"all": {"sampled": 1}, "none": {"sampled": 0}}.get(given, given) if isinstance(given, str) else given
+
+
 class ModelSpec(_Spec):
     """Everything meguri needs to know to keep one model trained, judged, served and watched."""
 
@@ -147,6 +211,8 @@ class ModelSpec(_Spec):
     validation: Validation = Validation()
     gate: Gate
     retrain: Retrain = Retrain()
+    rollout: Rollout = Rollout()
+    log: PredictionLog = PredictionLog()
     monitor: Monitor = Monitor()
 
     @model_validator(mode="after")

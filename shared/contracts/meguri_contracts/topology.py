@@ -15,6 +15,8 @@ ADVISORIES = "ADVISORIES"
 
 EVENT_PREFIX = "meguri.events"
 PREDICTION_PREFIX = "meguri.predictions"
+INFER_PREFIX = "meguri.infer"
+"""Before the model's name: where a prediction can be asked for by request and reply."""
 DEAD_PREFIX = "meguri.dead"
 ADVISORY_PREFIX = "$JS.EVENT.ADVISORY.CONSUMER"
 
@@ -101,7 +103,10 @@ TRAINING_TRIGGERS = Consumer(
 )
 TRAINING_FITS = Consumer("training-fits", (e.TrainingStarted,), ack_wait=10, max_ack_pending=16)
 REGISTRY_JUDGE = Consumer("registry-judge", (e.ModelTrained,))
+REGISTRY_ROLLOUTS = Consumer("registry-rollouts", (e.RolloutObserved, e.QualityMeasured))
+INFERENCE_BATCHES = Consumer("inference-batches", (e.BatchRequested, e.ShardPlanned), max_ack_pending=64)
 MONITORING_ROLLOUTS = Consumer("monitoring-rollouts", (e.RolloutChanged,))
+MONITORING_LABELS = Consumer("monitoring-labels", (e.LabelsArrived,))
 MONITORING_ADVISORIES = Consumer("monitoring-advisories", (), stream=ADVISORIES)
 
 CONSUMERS = (
@@ -109,7 +114,10 @@ CONSUMERS = (
     TRAINING_TRIGGERS,
     TRAINING_FITS,
     REGISTRY_JUDGE,
+    REGISTRY_ROLLOUTS,
+    INFERENCE_BATCHES,
     MONITORING_ROLLOUTS,
+    MONITORING_LABELS,
     MONITORING_ADVISORIES,
 )
 
@@ -130,6 +138,14 @@ SAID_BY: dict[type[Event], str] = {
     e.ApprovalRequested: "registry",
     e.RolloutChanged: "registry",
     e.ModelLoaded: "inference",
+    e.RolloutObserved: "inference",
+    e.LabelsArrived: "upstream",
+    e.QualityMeasured: "monitoring",
+    e.BatchRequested: "inference",
+    e.ShardPlanned: "inference",
+    e.ShardScored: "inference",
+    e.BatchCompleted: "inference",
+    e.BatchFailed: "inference",
     e.DriftDetected: "monitoring",
     e.EpisodeResolved: "monitoring",
     e.MessageParked: EVERY_SERVICE,
