@@ -35,27 +35,37 @@ def routes(service: Service, models: Models) -> APIRouter:
     @router.get("/v2/models/{name}")
     def model_metadata(name: Name) -> dict[str, Any]:
         """Inputs and outputs of a model, with the names of its features."""
-        return protocol.model_metadata(name, models.get(name).deployed)
+        return protocol.model_metadata(name, models.get(name).champion.deployed)
 
     @router.get("/v2/models/{name}/versions/{version}")
     def version_metadata(name: Name, version: str) -> dict[str, Any]:
         """The same for the version that is served."""
-        return protocol.model_metadata(name, models.get(name, version).deployed)
+        return protocol.model_metadata(name, models.get(name).version(version).deployed)
 
     @router.get("/v2/models/{name}/ready")
     def model_ready(name: Name) -> dict[str, Any]:
         """200 when the model answers here, 404 when not."""
-        return {"name": name, "ready": bool(models.get(name))}
+        return {"name": name, "ready": bool(models.get(name).champion)}
 
     @router.get("/v2/models/{name}/versions/{version}/ready")
     def version_ready(name: Name, version: str) -> dict[str, Any]:
         """The same for a version."""
-        return {"name": name, "version": version, "ready": bool(models.get(name, version))}
+        return {"name": name, "version": version, "ready": bool(models.get(name).version(version))}
 
     @router.get("/models", tags=["inference"])
     def served() -> list[dict[str, Any]]:
-        """Which version of which model this replica serves."""
-        loaded = [models.get(name) for name in models.names]
-        return [{"model": one.name, "version": one.version, "replica": service.settings.replica} for one in loaded]
+        """Which versions of which models this replica serves, and as what."""
+        return [
+            {
+                "model": seat.name,
+                "version": seat.version,
+                "role": seat.role,
+                "loaded": seat.batcher is not None,
+                "engine": seat.deployed.engine,
+                "replica": service.settings.replica,
+            }
+            for name in models.names
+            for seat in models.get(name).seats
+        ]
 
     return router

@@ -1,56 +1,68 @@
-"""Inference: serves the champion of every model over the Open Inference Protocol, and follows the registry's rollouts."""
+"""Inference: answers predictions by the traffic plan of every model, over the Open Inference Protocol."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.service import Service
-from meguri_contracts.events import RolloutChanged
+from meguri_contracts.events import RolloutChanged, SpecApplied
 from meguri_contracts.topology import LOG, subject
-from meguri_inference import api, metrics
+from meguri_inference import api
+from meguri_inference.answering import Answering, Limits
+from meguri_inference.connection import speaking
 from meguri_inference.fast_path import FastPath
+from meguri_inference.metrics import Metrics
 from meguri_inference.models import Models
-from meguri_inference.prediction_log import PredictionLog
-from meguri_inference.rollouts import PredictionsOut, Rollouts
+from meguri_inference.observing import Observer
+from meguri_inference.prediction_log import PredictionIds, PredictionLog
+from meguri_inference.rollouts import Loader, PredictionsOut, Reports, Rollouts
 from meguri_inference.settings import Settings
+from meguri_inference.shadowing import Shadowing
+from meguri_inference.tallies import Tallies
 from meguri_inference.tracing import Origins, Tracing
 
 
 def build(settings: Settings | None = None) -> Service:
     settings = settings or Settings()
     service = Service(settings, description=__doc__ or "")
-    models, origins = Models(), Origins()
-    reader = service.reader(LOG, [subject(RolloutChanged.kind(), "*")], "inference-rollouts")
+    origins, tallies, ids = Origins(), Tallies(), PredictionIds()
+    followed = [subject(kind.kind(), "*") for kind in (SpecApplied, RolloutChanged)]
+    reader = service.reader(LOG, followed, "inference-rollouts")
+    log = PredictionLog(PredictionsOut(reader).publish, ids, linger=settings.linger)
+    models = Models(Loader(Artifacts(settings.artifacts_url)), max_bytes=settings.max_model_bytes)
+    answering = Answering(
+        models,
+        log,
+        ids,
+        tallies,
+        Shadowing(log),
+        trace=Tracing(origins, settings.sampling),
+        limits=Limits(settings.max_body_bytes, settings.max_rows, settings.max_waiting),
+    )
+    observer = Observer(Reports(service.log).say, settings.replica)
     rollouts = Rollouts(
         reader=reader,
         log=service.log,
-        artifacts=Artifacts(settings.artifacts_url),
         models=models,
+        tallies=tallies,
+        observer=observer,
         origins=origins,
         replica=settings.replica,
         continue_trace_max_age=settings.continue_trace_max_age,
     )
-    predictions = PredictionLog(PredictionsOut(reader).publish, linger=settings.linger)
 
     @asynccontextmanager
     async def nothing_left_unsaid() -> AsyncIterator[None]:
         yield
-        await predictions.close()
+        await observer.close()
+        await log.close()
 
     service.follow(reader, rollouts.run)
     service.reasons.append(rollouts.loading)
     service.warnings.append(rollouts.failed)
     service.before_goodbye(nothing_left_unsaid)
+    service.measures(Metrics(tallies, log))
     service.app.include_router(api.routes(service, models))
-    service.stands_before(
-        FastPath(
-            service.app,
-            models,
-            predictions,
-            trace=Tracing(origins, settings.sampling),
-            observe=metrics.observe,
-            max_body_bytes=settings.max_body_bytes,
-            max_rows=settings.max_rows,
-        )
-    )
+    service.stands_before(FastPath(service.app, answering))
+    service.speaks(speaking(answering), shared_port=settings.shared_port)
     return service

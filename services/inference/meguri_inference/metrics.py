@@ -1,27 +1,65 @@
-"""Counts and durations of predictions, for Prometheus."""
+"""The tallies for Prometheus; where OpenMetrics is asked for, with a trace to look at in every bucket of latency."""
 
-from functools import cache
+from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
-_SECONDS = Histogram(
-    "meguri_infer_seconds",
-    "From the request's head to its answer.",
-    ["model", "version"],
-    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
-)
-_ROWS = Counter("meguri_infer_rows", "Rows that were answered.", ["model", "version"])
-_REQUESTS = Counter("meguri_infer_requests", "Requests by HTTP status.", ["model", "status"])
+from meguri_contracts.events import LATENCY_BOUNDS
+from meguri_inference.prediction_log import PredictionLog
+from meguri_inference.tallies import Tallies, Tally
 
-# Looking a labelled child up by its strings costs more than counting.
-_seconds = cache(lambda model, version: _SECONDS.labels(model, str(version)))
-_rows = cache(lambda model, version: _ROWS.labels(model, str(version)))
-_requests = cache(lambda model, status: _REQUESTS.labels(model, str(status)))
+_LABELS = ["model", "version", "role"]
 
 
-def observe(model: str, version: int, rows: int, seconds: float, status: int) -> None:
-    """Count an answer."""
-    _requests(model, status).inc()
-    if status == 200:
-        _seconds(model, version).observe(seconds)
-        _rows(model, version).inc(rows)
+class Metrics(Collector):
+    """Turns tallies into metrics when they are asked for."""
+
+    def __init__(self, tallies: Tallies, log: PredictionLog) -> None:
+        self._tallies = tallies
+        self._log = log
+
+    def register(self, registry: CollectorRegistry = REGISTRY) -> None:
+        """Have it asked. A process has one."""
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        seconds = HistogramMetricFamily(
+            "meguri_infer_seconds", "From the request's head to its answer.", labels=_LABELS
+        )
+        rows = CounterMetricFamily("meguri_infer_rows", "Rows that were answered.", labels=_LABELS)
+        errors = CounterMetricFamily("meguri_infer_errors", "Requests that a version had no answer to.", labels=_LABELS)
+        skipped = CounterMetricFamily("meguri_shadow_skipped_rows", "Rows that a shadow was not asked.", labels=_LABELS)
+        for tally in self._tallies.all():
+            labels = [tally.model, str(tally.version), tally.role]
+            seconds.add_metric(labels, _buckets(tally), tally.seconds)
+            rows.add_metric(labels, tally.rows)
+            errors.add_metric(labels, tally.errors)
+            if tally.role == "shadow":
+                skipped.add_metric(labels, tally.skipped)
+        requests = CounterMetricFamily("meguri_infer_requests", "By HTTP status.", labels=["model", "status"])
+        for (model, status), count in list(self._tallies.statuses.items()):
+            requests.add_metric([model, str(status)], count)
+        dropped = CounterMetricFamily("meguri_predictions_dropped_rows", "Not logged, because they could not be.")
+        dropped.add_metric([], self._log.dropped)
+        yield from (seconds, rows, errors, skipped, requests, dropped)
+
+
+def _buckets(tally: Tally) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+    bounds = [*map(str, LATENCY_BOUNDS), "+Inf"]
+    counts = accumulate(tally.latency)
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+    for at, (bound, count) in enumerate(zip(bounds, counts, strict=True)):
+        exemplar = _exemplar(tally, at)
+        buckets.append((bound, count, exemplar) if exemplar else (bound, count))
+    return buckets
+
+
+def _exemplar(tally: Tally, at: int) -> Exemplar | None:
+    if (found := tally.exemplars.get(at)) is None:
+        return None
+    trace_id, seconds, time = found
+    return Exemplar({"trace_id": trace_id}, seconds, time)

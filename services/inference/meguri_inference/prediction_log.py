@@ -4,16 +4,18 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from meguri_contracts.errors import PermanentError
-from meguri_inference.protocol import Answer, Array, Batch
+from meguri_contracts.events import Role
+from meguri_contracts.spec import PREDICTION_COLUMNS
+from meguri_inference import prediction_table
+from meguri_inference.protocol import Array, Batch
 
 if TYPE_CHECKING:
     from meguri_inference.predicting import LoadedModel
@@ -29,34 +31,65 @@ MAX_MESSAGE_ROWS = 1000
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """Bound of what waits while the broker is away; beyond it the oldest predictions are dropped and counted."""
 MAX_RETRY_SECONDS = 5.0
-RESERVED_COLUMNS = frozenset(
-    ("prediction_id", "time", "model", "version", "producer", "trace_id", "label", "probability", "prediction")
-)
+RESERVED_COLUMNS = PREDICTION_COLUMNS - {"sequence"}
 """Columns of the log that are no features."""
 
-_ENTRY_BYTES = 1024
-"""About what one request takes in memory beside its input: ids, views of the outputs, the entry."""
+_REQUEST_BYTES = 512
+"""About what one request takes in memory beside its rows: ids, names, a share of the entry."""
 
 
 class PredictionIds:
-    """Ids of 28 characters: microseconds, this process, a counter, all in hex. They sort by time."""
+    """Ids of 28 characters: microseconds, this process, a counter, all in hex. They sort by time.
+
+    Each also stands for a trace id, for the many requests that are not sampled: its own characters and four more.
+    """
 
     def __init__(self) -> None:
-        self._process = os.urandom(4).hex()
+        self.process = os.urandom(4).hex().encode()
+        self.trace_suffix = os.urandom(2).hex().encode()
         self._counter = count()
 
-    def next(self, microseconds: int) -> str:
-        """Return a new id for a prediction made at `microseconds` since 1970."""
-        return f"{microseconds:014x}{self._process}{next(self._counter) & 0xFFFFFF:06x}"
+    def next(self) -> int:
+        """Return the number of the next prediction of this process."""
+        return next(self._counter) & prediction_table.MAX_NUMBER
+
+    def prefix(self, microseconds: int) -> bytes:
+        """Return how the ids of predictions made at `microseconds` since 1970 begin; their numbers in 6 hex digits follow."""
+        return b"%014x%b" % (microseconds, self.process)
 
 
-class _Entry(msgspec.Struct, frozen=True, gc=False):
+class Logged(msgspec.Struct, frozen=True, gc=False):
+    """Requests that were computed together by one version. Sequences have an item per request."""
+
     model: "LoadedModel"
-    prediction_id: str
+    role: Role
+    batch: Batch
+    rows: Array | None
+    """Which rows of the batch are these requests', in their order; None for all of them."""
+    counts: Sequence[int] | None
+    """Rows of each request; None for one each."""
     microseconds: int
-    producer: str
-    trace_id: str
-    answer: Answer
+    """Since 1970, when they were answered."""
+    numbers: Sequence[int]
+    """Of their prediction ids."""
+    producers: Sequence[str]
+    entities: Sequence[str | None] | None
+    trace_ids: Sequence[str | None] | None
+    """None where it follows from the prediction id."""
+    latencies: Sequence[int]
+    """Microseconds from the request's head to its answer."""
+    then: Callable[[bool], None] | None = None
+    """Is told whether these are safe: on the broker's disk, or lost."""
+
+    @property
+    def size(self) -> int:
+        """How many rows these are."""
+        return sum(self.counts) if self.counts is not None else len(self.numbers)
+
+    @property
+    def memory(self) -> int:
+        """About what this takes in memory, in bytes, while it waits."""
+        return len(self.batch.x) * int(self.batch.x.strides[0]) + len(self.numbers) * _REQUEST_BYTES
 
 
 class PredictionLog:
@@ -68,6 +101,7 @@ class PredictionLog:
     def __init__(
         self,
         publish: Publish,
+        ids: PredictionIds,
         *,
         max_rows: int = 5000,
         linger: float = 0.1,
@@ -77,11 +111,12 @@ class PredictionLog:
         """`linger` and `retry` in seconds; the wait between tries doubles from `retry` to MAX_RETRY_SECONDS."""
         self.dropped = 0
         self._publish = publish
+        self._ids = ids
         self._max_rows = max_rows
         self._linger = linger
         self._max_pending_bytes = max_pending_bytes
         self._retry = retry
-        self._pending: deque[_Entry] = deque()
+        self._pending: deque[Logged] = deque()
         self._rows = 0
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -90,24 +125,14 @@ class PredictionLog:
         self._closing = False
         self._in_hand = 0
 
-    def add(
-        self,
-        model: "LoadedModel",
-        *,
-        prediction_id: str,
-        microseconds: int,
-        producer: str,
-        trace_id: str,
-        answer: Answer,
-    ) -> None:
-        """Note an answer given at `microseconds` since 1970."""
-        entry = _Entry(model, prediction_id, microseconds, producer, trace_id, answer)
-        self._pending.append(entry)
-        self._rows += answer.rows
-        self._bytes += _memory(entry)
+    def add(self, logged: Logged) -> None:
+        """Note what was answered."""
+        self._pending.append(logged)
+        self._rows += logged.size
+        self._bytes += logged.memory
         if self._bytes > self._max_pending_bytes:
             self._drop_oldest()
-        if self._rows >= self._max_rows:
+        if self._rows >= self._max_rows or logged.then is not None:
             self._send_soon()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._linger, self._send_soon)
@@ -139,10 +164,13 @@ class PredictionLog:
             while self._due:
                 async with asyncio.TaskGroup() as deliveries:
                     for model, entries in self._take().items():
-                        for body, rows in _messages(model, entries):
-                            deliveries.create_task(self._deliver(model.name, body, rows))
-                            if self._rows < self._max_rows:
-                                await asyncio.sleep(0)  # others come first, unless this falls behind
+                        for part in _parts(model, entries):
+                            messages = _messages(model, part, self._ids)
+                            delivered = _Delivered(part, len(messages))
+                            for body, rows in messages:
+                                deliveries.create_task(self._deliver(model.name, body, rows, delivered))
+                                if self._rows < self._max_rows:
+                                    await asyncio.sleep(0)  # others come first, unless this falls behind
         except Exception as error:
             # These could not be written at all; those that come after them can.
             self._drop(self._in_hand, repr(error))
@@ -153,42 +181,49 @@ class PredictionLog:
             if self._pending and self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(self._linger, self._send_soon)
 
-    def _take(self) -> "dict[LoadedModel, list[_Entry]]":
+    def _take(self) -> "dict[LoadedModel, list[Logged]]":
         """Take the oldest entries, about `max_rows` rows, into hand; the rest waits for company unless it is plenty."""
-        taken: dict[LoadedModel, list[_Entry]] = {}
+        taken: dict[LoadedModel, list[Logged]] = {}
         while self._pending and self._in_hand < self._max_rows:
             entry = self._forget_oldest()
-            self._in_hand += entry.answer.rows
+            self._in_hand += entry.size
             taken.setdefault(entry.model, []).append(entry)
-        self._due = self._rows >= self._max_rows or (self._closing and bool(self._pending))
+        urgent = any(entry.then for entry in self._pending)
+        self._due = urgent or self._rows >= self._max_rows or (self._closing and bool(self._pending))
         return taken
 
-    def _forget_oldest(self) -> _Entry:
+    def _forget_oldest(self) -> Logged:
         entry = self._pending.popleft()
-        self._rows -= entry.answer.rows
-        self._bytes -= _memory(entry)
+        self._rows -= entry.size
+        self._bytes -= entry.memory
         return entry
 
-    async def _deliver(self, model: str, body: bytes, rows: int) -> None:
+    async def _deliver(self, model: str, body: bytes, rows: int, delivered: "_Delivered") -> None:
         wait = self._retry
+        safe = True
         while True:
             try:
                 await self._publish(model, body)
                 break
             except PermanentError as error:
                 self._drop(rows, str(error))
+                safe = False
                 break
             except Exception as error:  # noqa: BLE001 - whatever the broker's client raises; nothing is lost by it
                 logger.warning("predictions of %s not published, next try in %.1f s: %s", model, wait, error)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, MAX_RETRY_SECONDS)
         self._in_hand -= rows
+        delivered.one(safe)
 
     def _drop_oldest(self) -> None:
         lost = 0
         # A tenth at a time, so that a full log does not warn with every prediction.
         while self._pending and self._bytes > 0.9 * self._max_pending_bytes:
-            lost += self._forget_oldest().answer.rows
+            entry = self._forget_oldest()
+            lost += entry.size
+            if entry.then:
+                entry.then(False)
         self._drop(lost, f"more than {self._max_pending_bytes} bytes are waiting")
 
     def _drop(self, rows: int, reason: str) -> None:
@@ -196,27 +231,49 @@ class PredictionLog:
         logger.error("%d predictions dropped from the prediction log (%d so far): %s", rows, self.dropped, reason)
 
 
+class _Delivered:
+    """Tells those who wait for it when all messages that hold their rows have arrived."""
+
+    def __init__(self, entries: Sequence[Logged], messages: int) -> None:
+        self._messages = messages
+        self._waiting = [entry.then for entry in entries if entry.then]
+        self._safe = True
+
+    def one(self, safe: bool) -> None:
+        self._messages -= 1
+        self._safe = self._safe and safe
+        if not self._messages:
+            for then in self._waiting:
+                then(self._safe)
+
+
 def read_batch(body: bytes) -> pa.Table:
     """Return the rows of a published message."""
     return pa.ipc.open_stream(body).read_all()
 
 
-def _messages(model: "LoadedModel", entries: list[_Entry]) -> Iterator[tuple[bytes, int]]:
-    """Yield messages that hold all rows of `entries`, each with its number of rows and one record batch.
-
-    None is larger than MAX_MESSAGE_BYTES, but for a single row that is. The work for each is done when it is asked for.
-    """
-    per_message = min(MAX_MESSAGE_BYTES // _row_bytes(model, entries[0]) + 1, MAX_MESSAGE_ROWS)
-    chunk: list[_Entry] = []
+def _parts(model: "LoadedModel", entries: list[Logged]) -> Iterator[list[Logged]]:
+    """Yield the entries in parts that fill a message each."""
+    per_message = _rows_per_message(model, entries[0])
+    part: list[Logged] = []
     rows = 0
     for entry in entries:
-        chunk.append(entry)
-        rows += entry.answer.rows
+        part.append(entry)
+        rows += entry.size
         if rows >= per_message or entry is entries[-1]:
-            table = _table(model, chunk)
-            for start in range(0, rows, per_message):
-                yield from _fitting(table.slice(start, per_message))
-            chunk, rows = [], 0
+            yield part
+            part, rows = [], 0
+
+
+def _messages(model: "LoadedModel", entries: list[Logged], ids: PredictionIds) -> list[tuple[bytes, int]]:
+    """Return messages that hold all rows of `entries`, each with its number of rows and one record batch.
+
+    None is larger than MAX_MESSAGE_BYTES, but for a single row that is.
+    """
+    table = prediction_table.of(model.name, model.version, model.signature, entries, ids.process, ids.trace_suffix)
+    per_message = _rows_per_message(model, entries[0])
+    starts = range(0, table.num_rows, per_message)
+    return [message for start in starts for message in _fitting(table.slice(start, per_message))]
 
 
 def _fitting(table: pa.Table) -> Iterator[tuple[bytes, int]]:
@@ -232,80 +289,7 @@ def _fitting(table: pa.Table) -> Iterator[tuple[bytes, int]]:
         yield from _fitting(table.slice(half))
 
 
-def _memory(entry: _Entry) -> int:
-    """About what an entry takes in memory, in bytes, while it waits."""
-    x = entry.answer.batch.x
-    return entry.answer.rows * int(x.strides[0]) + _ENTRY_BYTES
-
-
-def _row_bytes(model: "LoadedModel", entry: _Entry) -> int:
-    """About what a row takes in a message."""
-    return int(entry.answer.batch.x.strides[0]) + len(model.name) + len(entry.producer) + 128
-
-
-def _table(model: "LoadedModel", entries: list[_Entry]) -> pa.Table:
-    counts = [entry.answer.rows for entry in entries]
-    total = sum(counts)
-
-    def per_row(values: list[str]) -> pa.Array:
-        column = pa.array(values, pa.string())
-        return column if total == len(entries) else column.take(pa.array(np.repeat(np.arange(len(values)), counts)))
-
-    times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), counts)
-    ids = [entry.prediction_id for entry in entries]
-    if total > len(entries):
-        ids = [row for each, rows in zip(ids, counts, strict=True) for row in row_ids(each, rows)]
-    columns = {
-        "prediction_id": pa.array(ids, pa.string()),
-        "time": pa.array(times).cast(pa.timestamp("us", tz="UTC")),
-        "model": pa.repeat(pa.scalar(model.name), total),
-        "version": pa.repeat(pa.scalar(model.version, pa.int64()), total),
-        "producer": per_row([entry.producer for entry in entries]),
-        "trace_id": per_row([entry.trace_id for entry in entries]),
-    }
-    batches, index = _batches(entries)
-    features = np.ascontiguousarray(np.concatenate([batch.x for batch in batches])[index].T)
-    columns.update(zip(model.signature.features, map(pa.array, features), strict=True))
-    columns.update(_answers(model, batches, index))
-    return pa.table(columns)
-
-
-def row_ids(prediction_id: str, rows: int) -> list[str]:
-    """Return the id of each row of a request: the prediction's own, or with `:<row>` when there are several."""
-    return [prediction_id] if rows == 1 else [f"{prediction_id}:{row}" for row in range(rows)]
-
-
-def _batches(entries: list[_Entry]) -> tuple[list[Batch], Array]:
-    """Return the batches that the entries are part of, and where their rows stand in all the batches' rows."""
-    batches: dict[int, Batch] = {}
-    offsets: dict[int, int] = {}
-    end = 0
-    starts = []
-    for entry in entries:
-        batch = entry.answer.batch
-        if id(batch) not in batches:
-            batches[id(batch)] = batch
-            offsets[id(batch)] = end
-            end += len(batch.x)
-        starts.append(offsets[id(batch)] + entry.answer.start)
-    counts = np.array([entry.answer.rows for entry in entries])
-    ends = np.cumsum(counts)
-    return list(batches.values()), np.repeat(np.array(starts) - (ends - counts), counts) + np.arange(ends[-1])
-
-
-def _answers(model: "LoadedModel", batches: list[Batch], index: Array) -> dict[str, pa.Array]:
-    """Column `prediction`, or `label` (text or integer) and `probability`: the row's largest, null if unknown."""
-    answers = {
-        tensor.name: np.concatenate([batch.outputs[at] for batch in batches])[index]
-        for at, tensor in enumerate(model.signature.outputs)
-    }
-    if "prediction" in answers:
-        return {"prediction": pa.array(answers["prediction"].reshape(-1).astype(np.float64))}
-    label = answers["label"].reshape(-1)
-    text = label.dtype == object
-    columns = {"label": pa.array(label.tolist(), pa.string()) if text else pa.array(label.astype(np.int64))}
-    if "probabilities" in answers:
-        columns["probability"] = pa.array(answers["probabilities"].max(axis=1).astype(np.float64))
-    else:
-        columns["probability"] = pa.nulls(len(label), pa.float64())
-    return columns
+def _rows_per_message(model: "LoadedModel", entry: Logged) -> int:
+    """About how many rows go into a message."""
+    row = int(entry.batch.x.strides[0]) + len(model.name) + len(entry.producers[0]) + 160
+    return min(MAX_MESSAGE_BYTES // row + 1, MAX_MESSAGE_ROWS)

@@ -6,7 +6,7 @@ a champion may change from FP64 to FP32 without its clients noticing; integers m
 
 import re
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import accumulate, permutations
 from reprlib import repr as short
 from typing import Annotated, Any, Final, Generic, Literal, NoReturn, TypeVar
 
@@ -70,6 +70,7 @@ class _Output(msgspec.Struct, gc=False):
 
 class _Parameters(msgspec.Struct, gc=False):
     producer: Annotated[str, msgspec.Meta(max_length=MAX_PRODUCER)] | None = None
+    entity: Annotated[str, msgspec.Meta(max_length=MAX_PRODUCER)] | None = None
 
 
 class _Asked(msgspec.Struct, Generic[Datatype, Data], gc=False):
@@ -85,6 +86,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     x: Array
     id: str | None
     producer: str | None
+    entity: str | None
     wanted: tuple[int, ...]
 
 
@@ -154,8 +156,33 @@ class Codec:
             self._values(tensor, shape[0]),
             asked.id,
             parameters.producer if parameters else None,
+            parameters.entity if parameters else None,
             self._wanted(asked.outputs) if asked.outputs else self._all,
         )
+
+    def like(self, other: "Codec") -> bool:
+        """Whether rows that the other has read can be computed as if this one had."""
+        return self._features == other._features and self._dtype is other._dtype
+
+    def same_features(self, other: "Codec") -> bool:
+        """Whether both take the same features, if not in the same precision."""
+        return self._features == other._features
+
+    def cast(self, x: Array) -> Array:
+        """Return rows that a codec of the same features has read, in this model's precision."""
+        return x.astype(self._dtype, copy=False)
+
+    def share_out(self, batch: Batch, counts: Sequence[int]) -> list[Answer]:
+        """Give each of those who share `batch`, with so many rows one behind the other, the rows that are his."""
+        if len(counts) == 1:
+            return [Answer(batch, 0, counts[0], self.write(batch.outputs))]
+        written = self.write_rows(batch.outputs)
+        if len(counts) == len(batch.x):
+            return [Answer(batch, at, 1, texts) for at, texts in enumerate(zip(*written, strict=True))]
+        return [
+            Answer(batch, end - rows, rows, [b",".join(texts[end - rows : end]) for texts in written])
+            for rows, end in zip(counts, accumulate(counts), strict=True)
+        ]
 
     def write(self, outputs: Outputs) -> Texts:
         """Return `outputs` as text."""
@@ -170,16 +197,15 @@ class Codec:
         answer: Answer,
         wanted: tuple[int, ...],
         *,
-        prediction_id: str,
-        trace_id: str,
+        prediction_id: bytes,
+        trace_id: bytes,
         client_id: str | None,
     ) -> bytes:
         """Return what is sent to the client: of `answer` those outputs that are `wanted`."""
-        prediction = prediction_id.encode()
         values: list[bytes | int] = [
-            b'"%b"' % prediction if client_id is None else orjson.dumps(client_id),
-            prediction,
-            trace_id.encode(),
+            b'"%b"' % prediction_id if client_id is None else orjson.dumps(client_id),
+            prediction_id,
+            trace_id,
         ]
         for at in wanted:
             values += (answer.rows, answer.texts[at])

@@ -1,4 +1,4 @@
-"""Follows the rollouts of the log: the present ones at the start, every change after; loads, swaps, says so."""
+"""Follows the log: every model's traffic plan and what its spec says of logging; loads, swaps, says who serves."""
 
 import asyncio
 import hashlib
@@ -9,12 +9,15 @@ from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.log import EventLog, Message, publish
 from meguri_chassis.reader import Reader
-from meguri_contracts.errors import TemporaryError
-from meguri_contracts.events import ModelLoaded, RolloutChanged
+from meguri_contracts.errors import MeguriError, TemporaryError
+from meguri_contracts.events import Deployed, ModelLoaded, RolloutChanged, RolloutObserved, SpecApplied
 from meguri_contracts.names import derived_id
+from meguri_contracts.spec import PredictionLog as Logging
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
-from meguri_inference.models import Models
+from meguri_inference.models import Models, Seat, Served
+from meguri_inference.observing import Observer
 from meguri_inference.predicting import LoadedModel
+from meguri_inference.tallies import Tallies
 from meguri_inference.tracing import Origins
 
 logger = logging.getLogger(__name__)
@@ -23,31 +26,48 @@ RETRY = 1.0
 """Seconds before a model that could not be fetched is tried again."""
 
 
+class Loader:
+    """Fetches versions from the artifact store, where each is checked against its digest, and loads them in a thread."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+
+    async def __call__(self, name: str, deployed: Deployed) -> LoadedModel:
+        """Raises MeguriError."""
+        data = await self._artifacts.get(deployed.served)
+        return await asyncio.to_thread(LoadedModel.load, deployed, name, data)
+
+
 class Rollouts:
-    """Keeps `models` at what the registry says. One load at a time per model; a newer rollout replaces an older load."""
+    """Keeps `models` at what the registry says. One change at a time per model; a newer plan replaces one that still loads."""
 
     def __init__(
         self,
         *,
         reader: Reader,
         log: EventLog,
-        artifacts: Artifacts,
         models: Models,
+        tallies: Tallies,
+        observer: Observer,
         origins: Origins,
         replica: str,
         continue_trace_max_age: float,
     ) -> None:
         self._reader = reader
         self._log = log
-        self._artifacts = artifacts
         self._models = models
+        self._tallies = tallies
+        self._observer = observer
         self._origins = origins
         self._replica = replica
         self._max_age = continue_trace_max_age
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._logging: dict[str, Logging] = {}
         self._failed: dict[str, str] = {}
-        self._unsaid: set[tuple[str, int]] = set()
-        """Models and versions that serve, and the log does not know it yet."""
+        self._left_out: dict[str, str] = {}
+        """Challengers and shadows that cannot be loaded, by model."""
+        self._unsaid: dict[str, set[tuple[int, str]]] = {}
+        """Versions and roles that serve, and the log does not know it yet, by model."""
         self._present: set[str] | None = None
         """Models that were rolled out before we came and are not loaded yet; None while these are not known."""
 
@@ -58,8 +78,8 @@ class Rollouts:
         return "; ".join(f"{model} is being loaded" for model in sorted(self._present)) or None
 
     def failed(self) -> str | None:
-        """Which rollouts are not followed, and why. What served before them goes on, so other models are not held up."""
-        return "; ".join(self._failed.values()) or None
+        """Which plans are not followed, and why. What served before them goes on, so other models are not held up."""
+        return "; ".join([*self._failed.values(), *self._left_out.values()]) or None
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -78,9 +98,23 @@ class Rollouts:
                 await asyncio.sleep(RETRY)
 
     def _take(self, message: Message) -> None:
+        if message.kind == SpecApplied.kind():
+            self._take_spec(message)
+            return
         if before := self._loading.get(message.key):
             before.cancel()
         self._loading[message.key] = asyncio.create_task(self._follow(message))
+
+    def _take_spec(self, message: Message) -> None:
+        try:
+            spec = message.event
+            assert isinstance(spec, SpecApplied)
+        except MeguriError as error:
+            logger.warning("the spec of %s cannot be read, predictions are logged as before: %s", message.key, error)
+            return
+        self._logging[message.key] = spec.spec.log
+        if message.key in self._models.names:
+            self._models.get(message.key).logging = spec.spec.log
 
     async def _follow(self, message: Message) -> None:
         while True:
@@ -115,26 +149,61 @@ class Rollouts:
     async def _load(self, message: Message) -> None:
         rollout = message.event
         assert isinstance(rollout, RolloutChanged)
-        began, champion = time.perf_counter(), rollout.plan.champion
-        serves = (rollout.model, champion.version)
-        if not self._models.ready(rollout.model, str(champion.version)):
-            onnx = await self._artifacts.get(champion.served)
-            with telemetry.tracer.start_as_current_span("load", attributes=telemetry.lineage(rollout)):
-                loaded = await asyncio.to_thread(LoadedModel.load, champion, rollout.model, onnx)
-            self._models.swap(rollout.model, loaded)
-            self._origins.set(rollout.model, message)
-            self._unsaid.add(serves)
-        # It may serve already, and could not be said.
-        if serves in self._unsaid:
-            await self._say(message, rollout, time.perf_counter() - began)
-            self._unsaid.discard(serves)
+        began, name = time.perf_counter(), rollout.model
+        if name not in self._models.names or self._models.get(name).rollout != message.id:
+            served = Served(name, rollout.plan, message.id, self._tallies)
+            served.logging = self._logging.get(name, served.logging)
+            await self._bring(served, rollout)
+            before = self._models.swap(served)
+            self._origins.set(name, message)
+            self._observer.follow(served, message.journey, message.hops)
+            self._unsaid.setdefault(name, set()).update(_who(served) - (_who(before) if before else set()))
+        # They may serve already, and could not be said.
+        for version, role in sorted(self._unsaid.get(name, set())):
+            await self._say(message, self._models.get(name).version(str(version)), time.perf_counter() - began)
+            self._unsaid[name].discard((version, role))
 
-    async def _say(self, message: Message, rollout: RolloutChanged, seconds: float) -> None:
-        champion = rollout.plan.champion
-        logger.info("%s version %d serves after %.3f s", rollout.model, champion.version, seconds)
-        said = ModelLoaded(model=rollout.model, version=champion.version, replica=self._replica, seconds=seconds)
-        id_ = derived_id(message.id, said.type, self._replica)
+    async def _bring(self, served: Served, rollout: RolloutChanged) -> None:
+        """Have the versions of a plan in memory. Raises MeguriError when the champion cannot be; others are left out then."""
+        self._left_out.pop(served.name, None)
+        with telemetry.tracer.start_as_current_span("load", attributes=telemetry.lineage(rollout)):
+            await self._models.loaded(served.name, served.champion.deployed)
+            for seat in served.seats[1:]:
+                try:
+                    if not seat.codec.same_features(served.champion.codec):
+                        raise Unlike(seat)
+                    await self._models.loaded(served.name, seat.deployed)
+                except TemporaryError:
+                    raise
+                except MeguriError as error:
+                    served.leave_out(seat)
+                    self._left_out[served.name] = f"{seat.role} of {served.name} is left out: {error}"
+                    logger.error(self._left_out[served.name])
+
+    async def _say(self, message: Message, seat: Seat, seconds: float) -> None:
+        logger.info("%s version %d serves as %s after %.3f s", seat.name, seat.version, seat.role, seconds)
+        said = ModelLoaded(
+            model=seat.name, version=seat.version, role=seat.role, replica=self._replica, seconds=seconds
+        )
+        id_ = derived_id(message.id, said.type, self._replica, str(seat.version))
         await self._log.append(said, id=id_, cause=message.id, journey=message.journey, hops=message.hops + 1)
+
+
+class Unlike(MeguriError):
+    def __init__(self, seat: Seat) -> None:
+        super().__init__(f"version {seat.version} takes other features than the champion; it can only be promoted")
+
+
+class Reports:
+    """Appends what was observed of rollouts to the log."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    async def say(self, said: RolloutObserved, journey: str, hops: int) -> None:
+        """Raises MeguriError."""
+        id_ = derived_id(said.rollout, said.type, said.identity)
+        await self._log.append(said, id=id_, cause=said.rollout, journey=journey, hops=hops + 1)
 
 
 class PredictionsOut:
@@ -148,3 +217,7 @@ class PredictionsOut:
         id_ = hashlib.blake2b(body, digest_size=16).hexdigest()
         with telemetry.sending("predictions", id_, {"meguri.model": model}) as headers:
             await publish(self._jetstream(), PREDICTIONS, f"{PREDICTION_PREFIX}.{model}", body, headers)
+
+
+def _who(served: Served) -> set[tuple[int, str]]:
+    return {(seat.version, seat.role) for seat in served.seats}

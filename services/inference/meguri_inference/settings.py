@@ -11,7 +11,14 @@ class Settings(ServiceSettings):
     """Largest body of a request."""
     max_rows: int = Field(default=100_000, gt=0)
     """Most rows of a request."""
+    max_waiting: int = Field(default=10_000, gt=0)
+    """Most requests that wait for their answers at a time; more are answered with 503 and `Retry-After`."""
+    max_model_bytes: int = Field(default=2 * 1024**3, gt=0)
+    """About the memory that loaded models may take. Beyond it those asked longest ago make room until they are asked again."""
     sampling: float = Field(default=0.01, ge=0, le=1)
-    """Share of the predictions that get a span. A request that comes with a sampled `traceparent` always gets one."""
+    """Share of the predictions that get a span, up to ten a second. A request that comes with a sampled `traceparent` always
+    gets one."""
     linger: float = Field(default=0.1, gt=0)
     """Seconds that a prediction may wait for others before it is published for monitoring."""
+    shared_port: bool = False
+    """Whether other processes listen on the same port (SO_REUSEPORT): the kernel shares the connections out among them."""

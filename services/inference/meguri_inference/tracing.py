@@ -1,19 +1,20 @@
-"""Traces of predictions: the trace id of every answer, and a span for the share of requests that is sampled."""
+"""Traces of predictions: a span for the share of requests that is sampled, and for those whose callers want one."""
 
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanContext, SpanKind
 
 from meguri_chassis import telemetry
 from meguri_chassis.log import Message
-from meguri_inference.fast_path import Finish, Headers
+from meguri_inference.answering import Finish
 
-_ids = RandomIdGenerator()
+MAX_SPANS = 10.0
+"""Spans a second without being asked to, on average: one costs as much as several predictions."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,36 @@ class Origins:
 
 
 class Tracing:
-    """Gives each request its trace id. `sampling` is the share that gets a span without being asked to."""
+    """Decides which requests get a span. `sampling` is the share that gets one without being asked to, up to MAX_SPANS."""
 
     def __init__(self, origins: Origins, sampling: float) -> None:
         self._origins = origins
         self._sampling = sampling
+        self._next = 0.0
 
-    def __call__(self, headers: Headers) -> tuple[str, Finish | None]:
-        """Return the trace id in hex, and what ends the span if the request is sampled."""
-        traceparent = next((value for name, value in headers if name == b"traceparent"), None)
-        if traceparent is None:
-            if random.random() >= self._sampling:  # noqa: S311 - sampling is no secret
-                return f"{_ids.generate_trace_id():032x}", None
+    def __call__(self, headers: Mapping[str, str] | None) -> tuple[str, Finish | None]:
+        """Return a trace id in hex, empty if any will do, and what ends the span if the request gets one.
+
+        `headers` are those of a request that comes in a trace.
+        """
+        if headers is None:
+            if random.random() >= self._sampling or not self._may():  # noqa: S311 - sampling is no secret
+                return "", None
             return self._begin(Context())
-        context = propagate.extract(_text(headers), Context())
+        context = propagate.extract(headers, Context())
         caller = trace.get_current_span(context).get_span_context()
         if caller.is_valid and not caller.trace_flags.sampled:
             return f"{caller.trace_id:032x}", None
         return self._begin(context)
+
+    def _may(self) -> bool:
+        """Whether there is a span left: MAX_SPANS of them saved up at most."""
+        now = time.monotonic()
+        self._next = max(self._next, now - 1.0)
+        if self._next > now:
+            return False
+        self._next += 1 / MAX_SPANS
+        return True
 
     def _begin(self, context: Context) -> tuple[str, Finish]:
         span = telemetry.tracer.start_span("infer", context=context, kind=SpanKind.SERVER)
@@ -76,11 +89,8 @@ class Tracing:
 _NAMES: Mapping[str, str] = {
     "model": "meguri.model",
     "version": "meguri.model.version",
+    "role": "meguri.role",
     "rows": "meguri.rows",
     "prediction_id": "meguri.prediction.id",
     "error": "error.type",
 }
-
-
-def _text(headers: Headers) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}

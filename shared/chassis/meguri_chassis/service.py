@@ -6,9 +6,10 @@ The HTTP side answers from the first moment on; everything that needs the broker
 import asyncio
 import logging
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
@@ -22,7 +23,9 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from meguri_chassis import recovery, telemetry
 from meguri_chassis.bus import Bus, Hearing
@@ -40,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 WAIT = 1.0
 """Seconds between tries while something that was never there is waited for."""
+
+STARTUP_FAILURE = 3
+"""Exit code of a service whose HTTP side could not start, as of uvicorn's own."""
 
 CANCEL_EVERY = 0.25
 """Seconds between tries to cancel a task."""
@@ -92,6 +98,9 @@ class Service:
         self._during: list[Callable[[], Any]] = []
         self._last_words: list[Callable[[], Any]] = []
         self._front: Any = self.app
+        self._protocol: Any = "auto"
+        self._shared_port = False
+        self._collectors: list[Collector] = []
         self._at_start: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._client: Client | None = None
@@ -127,6 +136,15 @@ class Service:
         """Put an ASGI callable before the FastAPI application; it passes on what it does not answer."""
         self._front = app
 
+    def speaks(self, protocol: type[asyncio.Protocol], *, shared_port: bool) -> None:
+        """Have HTTP connections handled by `protocol`; whether other processes listen on the port too."""
+        self._protocol = protocol
+        self._shared_port = shared_port
+
+    def measures(self, collector: Collector) -> None:
+        """Have further metrics collected while the service lives."""
+        self._collectors.append(collector)
+
     def follow(self, reader: Reader, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a task that reads a stream, once the broker is there, for as long as the service lives."""
         self._readers.append(reader)
@@ -147,15 +165,22 @@ class Service:
 
     def serve(self) -> None:
         """Serve HTTP and events until SIGTERM."""
-        uvicorn.run(
+        config = uvicorn.Config(
             self._front,
             host=self.settings.host,
             port=self.settings.port,
             loop="uvloop",
+            http=self._protocol,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(self.settings.graceful_timeout),
         )
+        sockets = [_shared(self.settings.host, self.settings.port)] if self._shared_port else None
+        server = uvicorn.Server(config)
+        with suppress(KeyboardInterrupt):  # it has stopped in order before
+            server.run(sockets)
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
 
     # --- life
 
@@ -165,6 +190,9 @@ class Service:
         provider = telemetry.set_up(settings.service, settings.replica, settings.var, settings.log_level)
         async with AsyncExitStack() as stack:
             stack.callback(provider.shutdown)
+            for collector in self._collectors:
+                REGISTRY.register(collector)
+                stack.callback(REGISTRY.unregister, collector)
             if self.database:
                 await asyncio.to_thread(self.database.migrate)
                 stack.callback(self.database.close)
@@ -320,6 +348,15 @@ class Service:
         return [f"{len(letters)} parked since {letters[0].time:%Y-%m-%d %H:%M}: see `meguri dead`"] if letters else []
 
 
+def _shared(host: str, port: int) -> socket.socket:
+    """Return a socket that other processes of the same user may listen on too: the kernel shares out the connections."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((host, port))
+    return listening
+
+
 async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel tasks until they have ended: Python 3.11 loses a cancellation that comes together with an awaited answer."""
     running = {task for task in tasks if not task.done()}
@@ -350,9 +387,10 @@ def _add_health(service: Service) -> None:
         return JSONResponse({"ready": not reasons, "reasons": reasons, "warnings": warnings}, 503 if reasons else 200)
 
     @service.app.get("/metrics", tags=["health"])
-    def metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    def metrics(accept: Annotated[str, Header()] = "") -> Response:
+        """Prometheus metrics; with exemplars, traces to look at, where OpenMetrics is asked for."""
+        encode, content_type = choose_encoder(accept)
+        return Response(encode(REGISTRY), media_type=content_type)
 
     FastAPIInstrumentor.instrument_app(service.app, excluded_urls="health,metrics", exclude_spans=["send", "receive"])
 

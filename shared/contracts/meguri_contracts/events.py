@@ -474,6 +474,10 @@ class RolloutChanged(Event):
 # --- serving and watching -------------------------------------------------------------------------------------------
 
 
+Role = Literal["champion", "canary", "arm", "shadow"]
+"""What a version was in the traffic plan when it answered."""
+
+
 class ModelLoaded(Event):
     """A replica of inference answers with a version from now on."""
 
@@ -482,6 +486,7 @@ class ModelLoaded(Event):
 
     model: ModelName
     version: int
+    role: Role = "champion"
     replica: str
     seconds: float
     """From hearing of the version to answering with it."""
@@ -489,10 +494,6 @@ class ModelLoaded(Event):
     @property
     def identity(self) -> str:
         return self.replica
-
-
-Role = Literal["champion", "canary", "arm", "shadow"]
-"""What a version was in the traffic plan when it answered."""
 
 
 class ArmObserved(Part):

@@ -1,0 +1,388 @@
+"""From a request's bytes to the bytes of its answer: the one way of every prediction, whatever it came by.
+
+Nothing here awaits: a request is decoded, gets a seat in the traffic plan and waits in the seat's batcher; what was computed
+together is answered together. Belongs to the event loop.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import orjson
+
+from meguri_contracts.errors import Busy, MeguriError, NotFound, PermanentError, TemporaryError, TooLarge
+from meguri_contracts.events import Role
+from meguri_inference.batching import Batcher
+from meguri_inference.models import Models, Seat, Served
+from meguri_inference.predicting import LoadedModel
+from meguri_inference.prediction_log import Logged, PredictionIds, PredictionLog
+from meguri_inference.protocol import UNKNOWN_PRODUCER, Answer, Array, Batch, Request
+from meguri_inference.shadowing import Shadowing
+from meguri_inference.tallies import Tallies
+
+logger = logging.getLogger(__name__)
+
+Finish = Callable[[int, dict[str, str | int]], None]
+"""Ends a span: HTTP status, and its attributes by name."""
+Trace = Callable[[Mapping[str, str] | None], tuple[str, Finish | None]]
+"""Takes the headers of a request that comes in a trace; returns a trace id in hex, and what ends the span if there is one."""
+
+DURABLE_PATIENCE = 10.0
+"""Seconds that an answer waits until its prediction is on the broker's disk, if the spec wants that."""
+_STATUS: tuple[tuple[type[MeguriError], int], ...] = (
+    (NotFound, 404),
+    (TooLarge, 413),
+    (PermanentError, 400),
+    (Busy, 503),
+    (TemporaryError, 503),
+)
+"""V2 knows neither 422 nor 429."""
+
+
+class NotDurable(TemporaryError):
+    def __init__(self) -> None:
+        super().__init__(
+            "the prediction could not be written to the log, and the model's spec has `log: durable`; try again later"
+        )
+
+
+class TooManyWaiting(Busy):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} requests wait for an answer already; send fewer at once, or add replicas", 1)
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What is said of a request beside its body."""
+
+    model: str
+    version: str | None = None
+    length: int | None = None
+    """Bytes of the body, if announced."""
+    producer: str = ""
+    entity: str | None = None
+    header_length: int | None = None
+    """Bytes of JSON before binary tensors, if there are any."""
+    encoding: str = ""
+    """How the body is compressed."""
+    context: Mapping[str, str] | None = None
+    """The headers of a request that comes in a trace."""
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """What is sent back. `header_length` is the JSON before binary tensors, if there are any."""
+
+    status: int
+    body: bytes
+    header_length: int | None = None
+
+
+class Sink(Protocol):
+    """Where the reply to a request goes."""
+
+    def owe(self, ask: "Ask") -> None:
+        """Expect a reply to this one."""
+
+    def reply(self, ask: "Ask", reply: Reply) -> None: ...
+
+
+class Ask:
+    """One request on its way to its answer."""
+
+    __slots__ = ("began", "finish", "head", "kept", "owner", "request", "seat", "sink", "trace_id", "x")
+
+    request: Request
+    x: Array
+
+    def __init__(self, owner: "Answering", head: Head, sink: Sink) -> None:
+        self.owner = owner
+        self.head = head
+        self.sink = sink
+        self.began = time.perf_counter()
+        self.seat: Seat | None = None
+        self.trace_id = ""
+        """In hex; empty where it follows from the prediction id."""
+        self.finish: Finish | None = None
+        self.kept: Reply | None = None
+        """For a sink that must answer others first."""
+
+    @property
+    def producer(self) -> str:
+        return self.request.producer or self.head.producer or UNKNOWN_PRODUCER
+
+    @property
+    def entity(self) -> str | None:
+        return self.head.entity if self.request.entity is None else self.request.entity
+
+    def fail(self, error: Exception) -> None:
+        """Answer that there will be none, and why."""
+        self.owner.refuse(self, error)
+
+
+@dataclass
+class Limits:
+    max_body_bytes: int
+    max_rows: int
+    max_waiting: int
+
+
+class Answering:
+    """Answers requests by the traffic plans of `models`, logs what it answered, and counts."""
+
+    def __init__(
+        self,
+        models: Models,
+        log: PredictionLog,
+        ids: PredictionIds,
+        tallies: Tallies,
+        shadowing: Shadowing,
+        *,
+        trace: Trace,
+        limits: Limits,
+    ) -> None:
+        self.models = models
+        self.limits = limits
+        self._log = log
+        self._ids = ids
+        self._tallies = tallies
+        self._shadowing = shadowing
+        self._trace = trace
+        self._under_way = 0
+        models.seated = self._seated
+
+    def ask(self, head: Head, body: bytes, sink: Sink) -> Ask:
+        """Have a request answered; `sink` gets the reply, perhaps before this returns."""
+        ask = Ask(self, head, sink)
+        sink.owe(ask)
+        try:
+            ask.trace_id, ask.finish = self._trace(head.context)
+            served = self.models.get(head.model)
+            ask.seat = seat = served.champion if head.version is None else served.version(head.version)
+            ask.request = request = seat.codec.decode(body, max_rows=self.limits.max_rows)
+            ask.x = request.x
+            if served.challengers and head.version is None:
+                self._choose(ask, served, body)
+            self._submit(ask, ask.seat)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer is told
+            self._refuse(ask, error)
+        return ask
+
+    def refusal(self, error: MeguriError) -> Reply:
+        """Return the reply to a request whose head or body cannot be taken."""
+        status, text = _explained(error)
+        self._tallies.count("", status)
+        return Reply(status, orjson.dumps({"error": text}))
+
+    async def answer(self, head: Head, body: bytes) -> Reply:
+        """Return the reply to a request."""
+        waiting = _Waiting()
+        self.ask(head, body, waiting)
+        return await waiting.future
+
+    def refuse(self, ask: Ask, error: Exception) -> None:
+        """Answer a request that waited with the error."""
+        self._under_way -= 1
+        self._refuse(ask, error)
+
+    def _seated(self, seat: Seat, model: LoadedModel) -> None:
+        """Give a seat whose model was loaded its batcher."""
+        seat.batcher = Batcher(model, partial(self._answered, seat, model), partial(self._failed, seat))
+
+    # --- in
+
+    def _choose(self, ask: Ask, served: Served, body: bytes) -> None:
+        seat = served.choose(ask.entity)
+        if seat is ask.seat:
+            return
+        if not seat.codec.like(served.champion.codec):
+            ask.request = seat.codec.decode(body, max_rows=self.limits.max_rows)
+            ask.x = ask.request.x
+        ask.seat = seat
+
+    def _submit(self, ask: Ask, seat: Seat) -> None:
+        if self._under_way >= self.limits.max_waiting:
+            raise TooManyWaiting(self.limits.max_waiting)
+        if seat.batcher is None:
+            self.models.bring(seat, ask)
+        else:
+            seat.batcher.submit(ask)
+        self._under_way += 1
+
+    # --- out
+
+    def _answered(self, seat: Seat, model: LoadedModel, batch: Batch, asks: Sequence[Ask]) -> None:
+        """Answer those that were computed together."""
+        self._under_way -= len(asks)
+        self.models.used(seat)
+        served = self.models.get(seat.name)
+        made = Made(seat.role, model, batch, asks, self._ids, time.perf_counter())
+        answers = self._encode(seat, made)
+        self._tallies.count(seat.name, 200, len(asks))
+        logged = made.logged(served.logging.sampled)
+        if logged and served.logging.durable:
+            self._when_safe(logged, asks, answers)
+        else:
+            if logged:
+                self._log.add(logged)
+            for ask, answer in zip(asks, answers, strict=True):
+                ask.sink.reply(ask, answer)
+        if served.shadows and seat.role != "shadow":
+            self._shadowing.watch(served, seat, made)
+
+    def _encode(self, seat: Seat, made: "Made") -> list[Reply]:
+        """Return the replies to those who were answered, counted and with their spans ended."""
+        tally, encode, ended, suffix = seat.tally, seat.codec.encode, made.ended, self._ids.trace_suffix
+        replies = []
+        for ask, number, answer in zip(made.asks, made.numbers, made.answers, strict=True):
+            id_ = made.prefix + b"%06x" % number
+            trace_id = ask.trace_id.encode() if ask.trace_id else id_ + suffix
+            request = ask.request
+            body = encode(answer, request.wanted, prediction_id=id_, trace_id=trace_id, client_id=request.id)
+            replies.append(Reply(200, body))
+            tally.answered(ended - ask.began, answer.rows)
+            if ask.finish:
+                tally.traced(ended - ask.began, ask.trace_id)
+                ask.finish(200, _about(ask) | {"prediction_id": id_.decode()})
+        return replies
+
+    def _failed(self, seat: Seat, ask: Ask, error: Exception) -> None:
+        """Count it; where a challenger has no answer the champion is asked, so that nobody suffers from a trial."""
+        seat.tally.failed()
+        if seat.role in ("champion", "shadow") or ask.head.version is not None:
+            self.refuse(ask, error)
+            return
+        self._under_way -= 1
+        try:
+            champion = ask.seat = self.models.get(seat.name).champion
+            ask.x = champion.codec.cast(ask.x)
+            self._submit(ask, champion)
+        except Exception as error_of_champion:  # noqa: BLE001 - whatever it is, who waits for an answer is told
+            self._refuse(ask, error_of_champion)
+
+    def _when_safe(self, logged: Logged, asks: Sequence[Ask], replies: Sequence[Reply]) -> None:
+        """Reply once the predictions are on the broker's disk, or that they are not."""
+        owed = list(zip(asks, replies, strict=True))
+
+        def settle(safe: bool) -> None:
+            patience.cancel()
+            for ask, reply in owed:
+                if safe:
+                    ask.sink.reply(ask, reply)
+                else:
+                    self._refuse(ask, NotDurable())
+            owed.clear()
+
+        patience = asyncio.get_running_loop().call_later(DURABLE_PATIENCE, settle, False)
+        self._log.add(msgspec.structs.replace(logged, then=settle))
+
+    def _refuse(self, ask: Ask, error: Exception) -> None:
+        status, text = _explained(error)
+        self._tallies.count(ask.seat.name if ask.seat else "", status)
+        if ask.finish:
+            ask.finish(status, _about(ask) | {"error": text})
+        ask.sink.reply(ask, Reply(status, orjson.dumps({"error": text})))
+
+
+class Made:
+    """Answers that were made together, before they are anybody's."""
+
+    def __init__(
+        self, role: Role, model: LoadedModel, batch: Batch, asks: Sequence[Ask], ids: PredictionIds, ended: float
+    ) -> None:
+        self.role: Role = role
+        self.model = model
+        self.batch = batch
+        self.asks = asks
+        self.ended = ended
+        self.microseconds = time.time_ns() // 1000
+        self.prefix = ids.prefix(self.microseconds)
+        self.numbers = [ids.next() for _ in asks]
+        self._kept: frozenset[int] | None = None
+        """Places of the requests that are logged; None for all of them."""
+        self.counts = [len(ask.x) for ask in asks]
+        self.answers: Sequence[Answer] = model.codec.share_out(batch, self.counts)
+
+    def logged(self, share: float) -> Logged | None:
+        """Choose which of the requests are kept, a share of them, and return these; None for none."""
+        if share < 1:
+            self._kept = frozenset(at for at in range(len(self.asks)) if random.random() < share)  # noqa: S311 - no secret
+            chosen = sorted(self._kept)
+            return self._logged(self.batch, self.rows(chosen), chosen) if chosen else None
+        return self._logged(self.batch, None, range(len(self.asks)))
+
+    def shadowed(self, model: LoadedModel, said: Batch, asked: Sequence[int]) -> Logged | None:
+        """Return what a shadow said to those of the requests that are kept, under the ids of the answers that were given."""
+        starts = np.cumsum([0, *(self.counts[at] for at in asked)])
+        rows = [
+            np.arange(start, start + self.counts[at])
+            for start, at in zip(starts, asked, strict=False)
+            if self._keeps(at)
+        ]
+        if not rows:
+            return None
+        logged = self._logged(said, np.concatenate(rows), [at for at in asked if self._keeps(at)])
+        return msgspec.structs.replace(logged, model=model, role="shadow")
+
+    def _keeps(self, at: int) -> bool:
+        return self._kept is None or at in self._kept
+
+    def rows(self, chosen: Sequence[int]) -> Array:
+        """Return where in the batch the rows of some of the requests are."""
+        ends = np.cumsum(self.counts)
+        return np.concatenate([np.arange(ends[at] - self.counts[at], ends[at]) for at in chosen])
+
+    def _logged(self, batch: Batch, rows: Array | None, chosen: Sequence[int]) -> Logged:
+        asks = [self.asks[at] for at in chosen]
+        single = len(self.batch.x) == len(self.asks)
+        entities = [ask.entity for ask in asks]
+        trace_ids = [ask.trace_id or None for ask in asks]
+        return Logged(
+            model=self.model,
+            role=self.role,
+            batch=batch,
+            rows=rows,
+            counts=None if single else [self.counts[at] for at in chosen],
+            microseconds=self.microseconds,
+            numbers=[self.numbers[at] for at in chosen],
+            producers=[ask.producer for ask in asks],
+            entities=entities if any(entity is not None for entity in entities) else None,
+            trace_ids=trace_ids if any(trace_ids) else None,
+            latencies=[int((self.ended - ask.began) * 1e6) for ask in asks],
+        )
+
+
+class _Waiting:
+    """A sink for who awaits the reply."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def owe(self, ask: Ask) -> None:
+        """It does, all the time."""
+
+    def reply(self, _: Ask, reply: Reply) -> None:
+        if not self.future.done():
+            self.future.set_result(reply)
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    if status == 500:
+        logger.error("a prediction failed", exc_info=error)
+        return status, "the prediction failed; the log of inference says why"
+    return status, str(error)
+
+
+def _about(ask: Ask) -> dict[str, str | int]:
+    seat = ask.seat
+    about: dict[str, str | int] = {
+        "model": seat.name if seat else ask.head.model,
+        "version": seat.version if seat else 0,
+    }
+    return about | {"rows": len(ask.x) if hasattr(ask, "x") else 0, "role": seat.role if seat else ""}

@@ -1,0 +1,131 @@
+"""Predictions as an Arrow table, column by column: nothing here is done once per row in Python where it can be helped."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from meguri_contracts.events import Signature
+from meguri_inference.protocol import Array
+
+if TYPE_CHECKING:
+    from meguri_inference.prediction_log import Logged
+
+MAX_NUMBER = 0xFFFFFF
+"""Of a prediction in its process, after which it counts from 0."""
+
+_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+_TYPES = {"BYTES": pa.string(), "INT64": pa.int64(), "BOOL": pa.bool_(), "FP32": pa.float32(), "FP64": pa.float64()}
+
+
+def of(
+    name: str, version: int, signature: Signature, entries: "Sequence[Logged]", process: bytes, trace_suffix: bytes
+) -> pa.Table:
+    """Return all rows of `entries`, which are of one version. `process` and `trace_suffix` are parts of their ids."""
+    requests = np.array([len(entry.numbers) for entry in entries])
+    counts = np.concatenate([_counts(entry) for entry in entries])
+    total = int(counts.sum())
+    # Which request a row belongs to; None when each has one.
+    owner = None if total == len(counts) else pa.array(np.repeat(np.arange(len(counts)), counts))
+
+    def per_row(column: pa.Array) -> pa.Array:
+        return column if owner is None else column.take(owner)
+
+    times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), requests)
+    numbers = np.concatenate([np.array(entry.numbers, np.int64) for entry in entries])
+    ids = _texts(_hex(times, 14), process, _hex(numbers, 6))
+    columns = {
+        "prediction_id": ids if owner is None else _row_ids(ids.take(owner), counts),
+        "time": per_row(pa.array(times).cast(pa.timestamp("us", tz="UTC"))),
+        "model": pa.repeat(pa.scalar(name), total),
+        "version": pa.repeat(pa.scalar(version, pa.int64()), total),
+        "producer": per_row(pa.array([p for entry in entries for p in entry.producers], pa.string())),
+        "trace_id": per_row(_trace_ids(entries, ids, trace_suffix)),
+        "_entity": per_row(_entities(entries, len(counts))),
+        "_role": per_row(pa.array([entry.role for entry in entries], pa.string()).take(_repeated(requests))),
+        "_latency": per_row(pa.array([n for entry in entries for n in entry.latencies], pa.int64())),
+    }
+    x = np.concatenate([entry.batch.x if entry.rows is None else entry.batch.x[entry.rows] for entry in entries])
+    columns.update(zip(signature.features, _features(signature, x), strict=True))
+    columns.update(_answers(signature, entries))
+    return pa.table(columns)
+
+
+def row_ids(prediction_id: str, rows: int) -> list[str]:
+    """Return the id of each row of a request: the prediction's own, or with `:<row>` when there are several."""
+    return [prediction_id] if rows == 1 else [f"{prediction_id}:{row}" for row in range(rows)]
+
+
+def _counts(entry: "Logged") -> Array:
+    return np.ones(len(entry.numbers), np.int64) if entry.counts is None else np.array(entry.counts, np.int64)
+
+
+def _repeated(requests: Array) -> pa.Array:
+    return pa.array(np.repeat(np.arange(len(requests)), requests))
+
+
+def _row_ids(ids: pa.Array, counts: Array) -> pa.Array:
+    ends = np.cumsum(counts)
+    row = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    numbered = pc.binary_join_element_wise(ids, pa.array(row).cast(pa.string()), ":")
+    return pc.if_else(pa.array(np.repeat(counts == 1, counts)), ids, numbered)
+
+
+def _trace_ids(entries: "Sequence[Logged]", ids: pa.Array, suffix: bytes) -> pa.Array:
+    derived = pc.binary_join_element_wise(ids, suffix.decode(), "")
+    if all(entry.trace_ids is None for entry in entries):
+        return derived
+    own = [one for entry in entries for one in (entry.trace_ids or [None] * len(entry.numbers))]
+    return pc.coalesce(pa.array(own, pa.string()), derived)
+
+
+def _entities(entries: "Sequence[Logged]", requests: int) -> pa.Array:
+    if all(entry.entities is None for entry in entries):
+        return pa.nulls(requests, pa.string())
+    return pa.array([one for e in entries for one in (e.entities or [None] * len(e.numbers))], pa.string())
+
+
+def _features(signature: Signature, x: Array) -> list[pa.Array]:
+    if not signature.inputs:
+        return [pa.array(column) for column in np.ascontiguousarray(x.T)]
+    return [
+        pa.array(column.tolist(), _TYPES[tensor.datatype]) for column, tensor in zip(x.T, signature.inputs, strict=True)
+    ]
+
+
+def _answers(signature: Signature, entries: "Sequence[Logged]") -> dict[str, pa.Array]:
+    """Column `prediction`, or `label` (text or integer) and `probability`, the row's largest, null if unknown, or `score`."""
+    answers = {tensor.name: _output(entries, at) for at, tensor in enumerate(signature.outputs)}
+    if "prediction" in answers:
+        return {"prediction": pa.array(answers["prediction"].reshape(-1).astype(np.float64))}
+    label = answers["label"].reshape(-1)
+    text = label.dtype == object
+    columns = {"label": pa.array(label.tolist(), pa.string()) if text else pa.array(label.astype(np.int64))}
+    if "score" in answers:
+        columns["score"] = pa.array(answers["score"].reshape(-1).astype(np.float64))
+    elif "probabilities" in answers:
+        columns["probability"] = pa.array(answers["probabilities"].max(axis=1).astype(np.float64))
+    else:
+        columns["probability"] = pa.nulls(len(label), pa.float64())
+    return columns
+
+
+def _output(entries: "Sequence[Logged]", at: int) -> Array:
+    outputs = [e.batch.outputs[at] if e.rows is None else e.batch.outputs[at][e.rows] for e in entries]
+    return np.concatenate(outputs)
+
+
+def _hex(values: Array, digits: int) -> Array:
+    """Return numbers as hex digits in ASCII, of shape (values, digits)."""
+    return _HEX[(values[:, None] >> (4 * np.arange(digits - 1, -1, -1))) & 15]
+
+
+def _texts(before: Array, middle: bytes, after: Array) -> pa.Array:
+    """Return texts of equal length, given as ASCII, as Arrow keeps them."""
+    between = np.broadcast_to(np.frombuffer(middle, np.uint8), (len(before), len(middle)))
+    characters = np.ascontiguousarray(np.concatenate([before, between, after], axis=1))
+    rows, length = characters.shape
+    offsets = np.arange(0, (rows + 1) * length, length, dtype=np.int32)
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(characters))
