@@ -1,7 +1,8 @@
 """The processes of a laptop, kept up by supervisor: broker, services, replicas by number, each with its log under var/log.
 
 `MEGURI_<SERVICE>_PORT` moves a port, `MEGURI_<SERVICE>_REPLICAS` sets the number of replicas (their ports follow in
-steps of ten), `MEGURI_NATS_URL` names a broker of one's own instead of the one that is started here.
+steps of ten), `MEGURI_INFERENCE_PROCESSES` the number of processes that answer predictions on each of inference's ports,
+`MEGURI_NATS_URL` names a broker of one's own instead of the one that is started here.
 """
 
 import configparser
@@ -28,6 +29,8 @@ SERVICES = tuple(service for service in PORTS if service != "console")
 NEEDED_BYTES = 512 * 1024 * 1024
 """Free disk below which nothing is started."""
 REPLICA_STEP = 10
+METRICS_STEP = 1000
+"""From the port that processes share to the first of those where each gives its own metrics."""
 STOP_PATIENCE = 40
 """Seconds in which everything must have stopped."""
 
@@ -113,7 +116,10 @@ class Laptop:
             for replica in range(int(os.environ.get(f"MEGURI_{service.upper()}_REPLICAS", "1"))):
                 port = _port(service.upper(), PORTS[service]) + REPLICA_STEP * replica
                 name = service if replica == 0 else f"{service}-{replica + 1}"
-                yield Process(name, f"{sys.executable} {self._launch(service)}", port, setting, {setting: str(port)})
+                command = f"{sys.executable} {self._launch(service)}"
+                for nth, environment in enumerate(_processes_of(service, port)):
+                    own = f"{name}-p{nth + 1}" if nth else name
+                    yield Process(own, command, port, setting, {setting: str(port), **environment})
 
     def _config(self, processes: list[Process]) -> configparser.RawConfigParser:
         config = configparser.RawConfigParser()
@@ -156,12 +162,21 @@ def _kill_all(pid: int) -> None:
             process.kill()
 
 
+def _processes_of(service: str, port: int) -> list[dict[str, str]]:
+    """Return what the environment of each process on one port has beside the port."""
+    count = int(os.environ.get(f"MEGURI_{service.upper()}_PROCESSES", "1"))
+    if service != "inference" or count == 1:
+        return [{}]
+    shared = "MEGURI_INFERENCE_SHARED_PORT"
+    return [{shared: "true", "MEGURI_INFERENCE_METRICS_PORT": str(port + METRICS_STEP + nth)} for nth in range(count)]
+
+
 def _port(name: str, default: int) -> int:
     return int(os.environ.get(f"MEGURI_{name}_PORT", default))
 
 
 def _require_free(processes: list[Process]) -> None:
-    for process in processes:
+    for process in {process.port: process for process in reversed(processes)}.values():
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -11,7 +11,7 @@ from meguri_inference import api
 from meguri_inference.answering import Answering, Limits
 from meguri_inference.connection import speaking
 from meguri_inference.fast_path import FastPath
-from meguri_inference.metrics import Metrics
+from meguri_inference.metrics import Metrics, own_port
 from meguri_inference.models import Models
 from meguri_inference.observing import Observer
 from meguri_inference.prediction_log import PredictionIds, PredictionLog
@@ -57,6 +57,8 @@ def build(settings: Settings | None = None) -> Service:
         await observer.close()
         await log.close()
 
+    if settings.metrics_port is not None:
+        service.during(lambda: own_port(settings.host, settings.metrics_port))
     service.follow(reader, rollouts.run)
     service.reasons.append(rollouts.loading)
     service.warnings.append(rollouts.failed)

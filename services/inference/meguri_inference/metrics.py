@@ -1,9 +1,10 @@
 """The tallies for Prometheus; where OpenMetrics is asked for, with a trace to look at in every bucket of latency."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import accumulate
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
@@ -11,6 +12,19 @@ from prometheus_client.samples import Exemplar
 from meguri_contracts.events import LATENCY_BOUNDS
 from meguri_inference.prediction_log import PredictionLog
 from meguri_inference.tallies import Tallies, Tally
+
+
+@asynccontextmanager
+async def own_port(host: str, port: int | None) -> AsyncIterator[None]:
+    """Give this process's metrics on a port of their own."""
+    server, thread = start_http_server(port or 0, host)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
 
 _LABELS = ["model", "version", "role"]
 
@@ -21,10 +35,6 @@ class Metrics(Collector):
     def __init__(self, tallies: Tallies, log: PredictionLog) -> None:
         self._tallies = tallies
         self._log = log
-
-    def register(self, registry: CollectorRegistry = REGISTRY) -> None:
-        """Have it asked. A process has one."""
-        registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         seconds = HistogramMetricFamily(

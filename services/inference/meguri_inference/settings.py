@@ -22,3 +22,5 @@ class Settings(ServiceSettings):
     """Seconds that a prediction may wait for others before it is published for monitoring."""
     shared_port: bool = False
     """Whether other processes listen on the same port (SO_REUSEPORT): the kernel shares the connections out among them."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """A port of its own where this process gives its metrics: on a shared one nobody knows whose `/metrics` he gets."""
