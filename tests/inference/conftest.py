@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from meguri_contracts.events import Artifact, Deployed, Signature, Tensor
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.protocol import FLOATS
+from meguri_inference.tensors import FLOATS
 
 IRIS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 

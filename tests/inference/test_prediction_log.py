@@ -206,7 +206,7 @@ async def test_long_labels_make_smaller_messages(broker, flowers):
     log, model = PredictionLog(broker.publish), flowers.load()
     labels = np.array([f"{row:02000}" for row in range(800)], object)
     batch = Batch(np.zeros((800, 4)), [labels, np.full((800, 3), 1 / 3)])
-    answer = Answer(batch, 0, 800, [])
+    answer = Answer(batch, 0, 800)
     log.add(model, prediction_id="p", microseconds=NOON, producer="cam-7", trace_id="", answer=answer)
 
     await log.close()

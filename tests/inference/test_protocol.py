@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meguri_contracts.errors import Invalid, TooLarge
-from meguri_inference import protocol
-from meguri_inference.protocol import Answer, Batch, Codec
+from meguri_inference import documents, tensors
+from meguri_inference.protocol import Answer, Batch, Codec, Request
 
 FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 ROW = [5.1, 3.5, 1.4, 0.2]
@@ -29,13 +29,20 @@ def body(data: Any, *, shape=(1, 4), datatype="FP64", name="x", **more: Any) -> 
     return json.dumps({"inputs": [{"name": name, "shape": shape, "datatype": datatype, "data": data}], **more}).encode()
 
 
-def answer_of(codec: Codec, *outputs: np.ndarray) -> Answer:
+def answer_of(*outputs: np.ndarray) -> Answer:
     rows = len(outputs[0])
-    return Answer(Batch(np.zeros((rows, 4)), list(outputs)), 0, rows, codec.write(list(outputs)))
+    return Answer(Batch(np.zeros((rows, 4)), list(outputs)), 0, rows)
+
+
+def written(codec: Codec, answer: Answer, wanted: tuple[int, ...], client_id: str | None = None) -> bytes:
+    request = Request(answer.batch.x, client_id, None, wanted)
+    text, length = codec.encode(answer, request, prediction_id="p1", trace_id="t1")
+    assert length is None
+    return text
 
 
 def encoded(codec: Codec, answer: Answer, wanted: tuple[int, ...], client_id: str | None = None) -> dict[str, Any]:
-    return json.loads(codec.encode(answer, wanted, prediction_id="p1", trace_id="t1", client_id=client_id))
+    return json.loads(written(codec, answer, wanted, client_id))
 
 
 def refusal(codec: Codec, raw: bytes, kind: type[Exception] = Invalid) -> str:
@@ -118,7 +125,7 @@ def test_a_bad_value_is_named_by_row_and_feature_flat_and_nested(codec):
         (body(ROW, datatype="F" * 10_000), "has datatype"),
         (body(ROW, outputs=[{"name": "y" * 10_000}]), "is not known"),
         (b'{"inputs":[]}', "0 inputs"),
-        (b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP64"}]}', "missing required field `data`"),
+        (b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP64"}]}', "has no data"),
         (b"{}", "inputs"),
         (b"[]", "Expected `object`"),
         (b"", "the body is not a V2 inference request"),
@@ -163,7 +170,7 @@ def test_all_outputs_are_given_when_none_is_named(codec):
 
 
 def test_an_answer_carries_ids_version_shapes_and_flat_data(codec):
-    given = answer_of(codec, np.array([2, 0]), np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]))
+    given = answer_of(np.array([2, 0]), np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]))
 
     answer = encoded(codec, given, (0, 1), client_id='a "quoted" id')
 
@@ -180,29 +187,35 @@ def test_an_answer_carries_ids_version_shapes_and_flat_data(codec):
 
 
 def test_without_an_id_of_the_client_the_prediction_id_stands_in_its_place(codec):
-    answer = encoded(codec, answer_of(codec, np.array([1]), np.zeros((1, 3))), (0,))
+    answer = encoded(codec, answer_of(np.array([1]), np.zeros((1, 3))), (0,))
 
     assert answer["id"] == "p1"
 
 
 def test_outputs_are_given_in_the_order_in_which_they_were_asked_for(codec):
-    answer = encoded(codec, answer_of(codec, np.array([1]), np.zeros((1, 3))), (1, 0))
+    answer = encoded(codec, answer_of(np.array([1]), np.zeros((1, 3))), (1, 0))
 
     assert [output["name"] for output in answer["outputs"]] == ["probabilities", "label"]
 
 
 def test_single_precision_is_written_in_its_shortest_form(narrow):
-    assert narrow.write([np.array([0]), np.array([[0.1, 0.2, 0.7]], np.float32)])[1] == b"0.1,0.2,0.7"
+    given = answer_of(np.array([0]), np.array([[0.1, 0.2, 0.7]], np.float32))
+
+    assert b'"data":[0.1,0.2,0.7]' in written(narrow, given, (1,))
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4)])
-def test_rows_written_apart_are_the_whole_written_at_once(codec, shape):
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 4)])
+@pytest.mark.parametrize("kind", ["numbers", "texts"])
+def test_who_shares_a_batch_is_answered_as_if_it_were_his_alone(codec, flowers, kind, shape):
+    codec = codec if kind == "numbers" else Codec("flowers", 1, flowers.deployed.signature)
     values = np.random.default_rng(0).normal(size=shape)
-    outputs = [np.arange(3), values]
+    labels = np.arange(5) if kind == "numbers" else np.array(["a", 'virg"ini],[ca', "b", "", "c,d"], object)
+    shared = Batch(np.zeros((5, 4)), [labels, values])
 
-    assert [b",".join(rows) for rows in codec.write_rows(outputs)] == codec.write(outputs)
-    assert json.loads(b"[%b]" % codec.write(outputs)[1]) == values.ravel().tolist()
-    assert [len(rows) for rows in codec.write_rows(outputs)] == [3, 3]
+    for start, rows in ((0, 1), (1, 3), (4, 1), (0, 5)):
+        alone = answer_of(labels[start : start + rows], values[start : start + rows])
+        together = Answer(shared, start, rows)
+        assert written(codec, together, (0, 1)) == written(codec, alone, (0, 1))
 
 
 def test_text_labels_are_written_as_text(flowers):
@@ -210,14 +223,13 @@ def test_text_labels_are_written_as_text(flowers):
     labels = np.array(["setosa", 'virg"ini],[ca'], object)
     outputs = [labels, np.zeros((2, 3))]
 
-    answer = encoded(codec, answer_of(codec, *outputs), (0,))
+    answer = encoded(codec, answer_of(*outputs), (0,))
 
     assert answer["outputs"][0] == {"name": "label", "datatype": "BYTES", "shape": [2], "data": labels.tolist()}
-    assert [json.loads(text) for text in codec.write_rows(outputs)[0]] == labels.tolist()
 
 
 def test_metadata_names_what_goes_in_and_comes_out(iris):
-    metadata = protocol.model_metadata("iris", iris.deployed)
+    metadata = documents.model_metadata("iris", iris.deployed)
 
     assert json.loads(json.dumps(metadata)) == metadata | {
         "inputs": [{"name": "x", "datatype": "FP64", "shape": [-1, 4], "parameters": {"features": list(FEATURES)}}],
@@ -227,7 +239,7 @@ def test_metadata_names_what_goes_in_and_comes_out(iris):
         ],
     }
     assert metadata["versions"] == ["3"]
-    assert protocol.server_metadata()["name"] == "meguri"
+    assert documents.server_metadata()["name"] == "meguri"
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -253,6 +265,6 @@ def test_an_integer_arrives_exactly_or_not_at_all(narrow, data):
 
 
 def test_every_datatype_has_a_reader_in_both_precisions():
-    counted = Counter(datatype for by_request in protocol._DECODERS.values() for datatype in by_request)
+    counted = Counter(datatype for model in tensors.FLOATS for datatype in tensors.DECODERS[model])
 
     assert counted == dict.fromkeys(("FP32", "FP64", "INT64", "INT32", "BOOL"), 2)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from meguri_chassis.service import Service
 from meguri_contracts.names import NAME_PATTERN
-from meguri_inference import protocol
+from meguri_inference import documents
 from meguri_inference.models import Models
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -20,7 +20,7 @@ def routes(service: Service, models: Models) -> APIRouter:
     @router.get("/v2")
     def server_metadata() -> dict[str, Any]:
         """Name, version and extensions of the server."""
-        return protocol.server_metadata()
+        return documents.server_metadata()
 
     @router.get("/v2/health/live")
     def live() -> dict[str, bool]:
@@ -35,12 +35,12 @@ def routes(service: Service, models: Models) -> APIRouter:
     @router.get("/v2/models/{name}")
     def model_metadata(name: Name) -> dict[str, Any]:
         """Inputs and outputs of a model, with the names of its features."""
-        return protocol.model_metadata(name, models.get(name).champion.deployed)
+        return documents.model_metadata(name, models.get(name).champion.deployed)
 
     @router.get("/v2/models/{name}/versions/{version}")
     def version_metadata(name: Name, version: str) -> dict[str, Any]:
         """The same for the version that is served."""
-        return protocol.model_metadata(name, models.get(name).version(version).deployed)
+        return documents.model_metadata(name, models.get(name).version(version).deployed)
 
     @router.get("/v2/models/{name}/ready")
     def model_ready(name: Name) -> dict[str, Any]:

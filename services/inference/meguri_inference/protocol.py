@@ -1,50 +1,37 @@
-"""Open Inference Protocol V2 in JSON: what a client may ask of a model, and how the answer is written.
+"""Open Inference Protocol V2: what a client may ask of a model and what it is answered, in JSON and in binary.
 
-A request carries one tensor of shape [rows, features], flat or nested; floats are rounded to the model's precision, so
-a champion may change from FP64 to FP32 without its clients noticing; integers must survive exactly or are refused.
+A request carries one tensor of shape [rows, features], or one of shape [rows, 1] for each feature, named like it; a model
+whose features are not all numbers takes the latter only. JSON may be flat or nested.
 """
 
-import re
 from collections.abc import Sequence
-from itertools import accumulate, permutations
+from itertools import permutations
 from reprlib import repr as short
-from typing import Annotated, Any, Final, Generic, Literal, NoReturn, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from meguri_contracts.errors import Invalid, TooLarge
-from meguri_contracts.events import Deployed, Signature, Tensor
-from meguri_inference import __version__
+from meguri_contracts.errors import Invalid
+from meguri_contracts.events import Signature
+from meguri_inference import binary
+from meguri_inference.envelope import ENVELOPE, USUAL, AnyInput, Asked, Output
+from meguri_inference.reading import UNREADABLE, BadTensor, TensorReader
+from meguri_inference.tensors import Array
+from meguri_inference.writing import Texts, row_numbers, row_texts, template, whole_numbers, whole_texts
 
-Array = NDArray[Any]
 Outputs = list[Array]
 """What a model says about some rows: one array per output, in the order of the signature, rows first."""
-Texts = Sequence[bytes]
-"""The same as a client reads it: the values of each output in JSON, flat, without the brackets."""
+Positions = tuple[int, ...]
+"""Some outputs, by their positions in the signature."""
 
-Datatype = TypeVar("Datatype")
-Data = TypeVar("Data")
-
-MAX_PRODUCER = 128
-"""Characters in the name of who sent a request."""
 UNKNOWN_PRODUCER = "unknown"
-FLOATS: Final[dict[str, type[np.floating[Any]]]] = {"FP32": np.float32, "FP64": np.float64}
-"""Datatypes that the input of a served model can have."""
 
 
 class BadBody(Invalid):
     def __init__(self, reason: str, expected: str) -> None:
-        super().__init__(
-            f"the body is not a V2 inference request in JSON, without binary tensors: {reason}; the model takes {expected}"
-        )
-
-
-class BadTensor(Invalid):
-    def __init__(self, reason: str, expected: str) -> None:
-        super().__init__(f"{reason}; the model takes {expected}")
+        super().__init__(f"the body is not a V2 inference request: {reason}; the model takes {expected}")
 
 
 class UnknownOutput(Invalid):
@@ -52,42 +39,19 @@ class UnknownOutput(Invalid):
         super().__init__(f"output {short(name)} is not known; the model gives {', '.join(known)}")
 
 
-class TooManyRows(TooLarge):
-    def __init__(self, name: str, rows: int, limit: int) -> None:
-        super().__init__(f"input {name!r} has {rows} rows, at most {limit} are accepted in one request; send several")
-
-
-class _Input(msgspec.Struct, Generic[Datatype, Data], gc=False):
-    name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
-    datatype: Datatype
-    data: Data
-
-
-class _Output(msgspec.Struct, gc=False):
-    name: str
-
-
-class _Parameters(msgspec.Struct, gc=False):
-    producer: Annotated[str, msgspec.Meta(max_length=MAX_PRODUCER)] | None = None
-    entity: Annotated[str, msgspec.Meta(max_length=MAX_PRODUCER)] | None = None
-
-
-class _Asked(msgspec.Struct, Generic[Datatype, Data], gc=False):
-    inputs: list[_Input[Datatype, Data]]
-    id: str | None = None
-    parameters: _Parameters | None = None
-    outputs: list[_Output] | None = None
-
-
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """A request that holds. `x` has shape (rows, features) and the model's type; `wanted` are positions of outputs."""
+    """A request that holds. `x` has shape (rows, features); it may be read-only.
+
+    It is of the model's type, or holds Python's objects if the features are not all numbers. The outputs are answered in the
+    order `wanted`, those in `binary` as raw tensors.
+    """
 
     x: Array
     id: str | None
     producer: str | None
-    entity: str | None
-    wanted: tuple[int, ...]
+    wanted: Positions
+    entity: str | None = None
+    binary: Positions = ()
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
@@ -95,247 +59,168 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
     x: Array
     outputs: Outputs
+    written: dict[int, Texts] = msgspec.field(default_factory=dict)
+    """Each row's text, by output, once somebody who shares the batch was answered in JSON."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """The answer to one request: its `rows` rows of `batch` from `start` on, and their outputs as text."""
+    """The answer to one request: its `rows` rows of `batch` from `start` on."""
 
     batch: Batch
     start: int
     rows: int
-    texts: Texts
 
     @property
     def outputs(self) -> Outputs:
-        return [values[self.start : self.start + self.rows] for values in self.batch.outputs]
+        return [self.output(at) for at in range(len(self.batch.outputs))]
+
+    def output(self, at: int) -> Array:
+        return self.batch.outputs[at][self.start : self.start + self.rows]
 
 
 class Codec:
     """Reads the requests and writes the answers of one model version."""
 
     def __init__(self, name: str, version: int, signature: Signature) -> None:
-        self._input = signature.input.name
-        self._features = signature.features
+        self._name, self._version, self._signature = name, version, signature
         self._width = len(signature.features)
-        self._dtype = FLOATS[signature.input.datatype]
-        self._decoders = _DECODERS[signature.input.datatype]
+        numbers = signature.input.datatype
+        # None if the features are not all numbers.
+        self._whole = None if signature.inputs else TensorReader(signature.input.name, numbers, signature.features)
+        self._usual = ENVELOPE if signature.inputs else USUAL[numbers]
+        types = {tensor.name: tensor.datatype for tensor in signature.inputs}
+        self._features = [TensorReader(each, types.get(each, numbers), (each,)) for each in signature.features]
         self._outputs = {tensor.name: at for at, tensor in enumerate(signature.outputs)}
-        self._all = tuple(self._outputs.values())
-        self._usual = _USUAL[signature.input.datatype]
-        self._expected = f"{self._input!r}: {signature.input.datatype} of shape [rows, {self._width}]"
-        self._writers = [_whole_text if t.datatype == "BYTES" else _whole_number for t in signature.outputs]
-        self._row_writers = [_row_texts if t.datatype == "BYTES" else _row_numbers for t in signature.outputs]
+        self._all: Positions = tuple(self._outputs.values())
+        texts = [tensor.datatype == "BYTES" for tensor in signature.outputs]
+        self._writers = [whole_texts if text else whole_numbers for text in texts]
+        self._row_writers = [row_texts if text else row_numbers for text in texts]
         self._templates = {
-            wanted: _template(name, version, [signature.outputs[at] for at in wanted])
+            wanted: template(name, version, [signature.outputs[at] for at in wanted])
             for some in range(1, len(self._all) + 1)
             for wanted in permutations(self._all, some)
         }
+        self._binary_templates: dict[tuple[Positions, Positions], bytes] = {}
 
-    def decode(self, body: bytes, *, max_rows: int) -> Request:
-        """Return what `body` asks for. Raises BadBody, BadTensor, UnknownOutput or TooManyRows."""
-        try:
-            asked: _Asked[str, Any] = self._usual.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # Nested, of another datatype, or wrong: the envelope first, then the data, to say what is wrong.
+    def decode(self, body: bytes, *, max_rows: int, header_length: int | None = None) -> Request:
+        """Return what `body` asks for; `header_length` is that of its JSON if raw tensors may follow.
+
+        Raises BadBody, BadTensor, UnknownOutput, TooManyRows or BadLength.
+        """
+        raws: Sequence[memoryview | None] = ()
+        if header_length is None:
             try:
-                asked = _ENVELOPE.decode(body)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise BadBody(str(error), self._expected) from None
-        if len(asked.inputs) != 1:
-            raise BadTensor(f"{len(asked.inputs)} inputs were sent", f"exactly one, {self._expected}")
-        tensor = asked.inputs[0]
-        if tensor.name != self._input:
-            raise BadTensor(f"input {short(tensor.name)} is not known", self._expected)
-        shape = tensor.shape
-        if len(shape) != 2 or shape[1] != self._width or shape[0] < 1:
-            self._refuse(f"has shape {short(shape)}")
-        if shape[0] > max_rows:
-            raise TooManyRows(self._input, shape[0], max_rows)
-        parameters = asked.parameters
-        return Request(
-            self._values(tensor, shape[0]),
-            asked.id,
-            parameters.producer if parameters else None,
-            parameters.entity if parameters else None,
-            self._wanted(asked.outputs) if asked.outputs else self._all,
-        )
-
-    def like(self, other: "Codec") -> bool:
-        """Whether rows that the other has read can be computed as if this one had."""
-        return self._features == other._features and self._dtype is other._dtype
-
-    def same_features(self, other: "Codec") -> bool:
-        """Whether both take the same features, if not in the same precision."""
-        return self._features == other._features
-
-    def cast(self, x: Array) -> Array:
-        """Return rows that a codec of the same features has read, in this model's precision."""
-        return x.astype(self._dtype, copy=False)
-
-    def share_out(self, batch: Batch, counts: Sequence[int]) -> list[Answer]:
-        """Give each of those who share `batch`, with so many rows one behind the other, the rows that are his."""
-        if len(counts) == 1:
-            return [Answer(batch, 0, counts[0], self.write(batch.outputs))]
-        written = self.write_rows(batch.outputs)
-        if len(counts) == len(batch.x):
-            return [Answer(batch, at, 1, texts) for at, texts in enumerate(zip(*written, strict=True))]
-        return [
-            Answer(batch, end - rows, rows, [b",".join(texts[end - rows : end]) for texts in written])
-            for rows, end in zip(counts, accumulate(counts), strict=True)
-        ]
-
-    def write(self, outputs: Outputs) -> Texts:
-        """Return `outputs` as text."""
-        return [write(values) for write, values in zip(self._writers, outputs, strict=True)]
-
-    def write_rows(self, outputs: Outputs) -> list[Texts]:
-        """Return for each output the text of every row: one call for many requests is cheaper than one for each."""
-        return [write(values) for write, values in zip(self._row_writers, outputs, strict=True)]
+                asked: Asked[Any] = self._usual.decode(body)
+            except UNREADABLE:
+                # Nested, of another datatype, or wrong: the envelope first, then the data, to say what is wrong.
+                asked = self._envelope(body)
+        else:
+            asked = self._envelope(binary.split(body, header_length))
+            raws = binary.parts(asked.inputs, body, header_length)
+        inputs = asked.inputs
+        if self._whole and len(inputs) == 1 and inputs[0].name == self._whole.name:
+            x = self._whole.read(inputs[0], raws[0] if raws else None, max_rows)
+        else:
+            x = self._by_feature(inputs, raws or [None] * len(inputs), max_rows)
+        parameters, wanted = asked.parameters, self._all
+        raw: Positions = ()
+        if asked.outputs or (parameters and parameters.binary_data_output):
+            wanted, raw = self._wanted(asked.outputs or (), bool(parameters and parameters.binary_data_output))
+        if parameters is None:
+            return Request(x, asked.id, None, wanted, None, raw)
+        return Request(x, asked.id, parameters.producer, wanted, parameters.entity, raw)
 
     def encode(
-        self,
-        answer: Answer,
-        wanted: tuple[int, ...],
-        *,
-        prediction_id: bytes,
-        trace_id: bytes,
-        client_id: str | None,
-    ) -> bytes:
-        """Return what is sent to the client: of `answer` those outputs that are `wanted`."""
+        self, answer: Answer, request: Request, *, prediction_id: str, trace_id: str
+    ) -> tuple[bytes, int | None]:
+        """Return what is sent to the client, and the length of its JSON if raw tensors follow it."""
+        prediction = prediction_id.encode()
         values: list[bytes | int] = [
-            b'"%b"' % prediction_id if client_id is None else orjson.dumps(client_id),
-            prediction_id,
-            trace_id,
+            b'"%b"' % prediction if request.id is None else orjson.dumps(request.id),
+            prediction,
+            trace_id.encode(),
         ]
-        for at in wanted:
-            values += (answer.rows, answer.texts[at])
-        return self._templates[wanted] % tuple(values)
+        if request.binary:
+            return self._encode_binary(answer, request, values)
+        for at in request.wanted:
+            values += (answer.rows, self._text(answer, at))
+        return self._templates[request.wanted] % tuple(values), None
 
-    def _values(self, tensor: _Input[str, Any], rows: int) -> Array:
-        data, nested = (tensor.data, False) if isinstance(tensor.data, list) else self._read(tensor)
-        if nested:
-            if len(data) != rows or any(len(row) != self._width for row in data):
-                self._refuse(f"has nested data that does not fill its shape {tensor.shape}")
-        elif len(data) != rows * self._width:
-            self._refuse(f"has {len(data)} values, its shape {tensor.shape} needs {rows * self._width}")
-        return np.array(data, self._dtype).reshape(rows, self._width)
+    def _encode_binary(self, answer: Answer, request: Request, values: list[bytes | int]) -> tuple[bytes, int]:
+        raws = []
+        for at in request.wanted:
+            if at in request.binary:
+                raws.append(binary.write(answer.output(at), self._signature.outputs[at].datatype))
+                values += (answer.rows, len(raws[-1]))
+            else:
+                values += (answer.rows, self._text(answer, at))
+        head = self._binary_template(request.wanted, request.binary) % tuple(values)
+        return b"".join((head, *raws)), len(head)
 
-    def _read(self, tensor: _Input[str, msgspec.Raw]) -> tuple[list[Any], bool]:
-        """Return the data and whether it is nested."""
-        decoders = self._decoders.get(tensor.datatype)
-        if decoders is None:
-            self._refuse(f"has datatype {short(tensor.datatype)}, accepted are {', '.join(self._decoders)}")
-        nested = _NESTED.match(tensor.data) is not None
+    def _binary_template(self, wanted: Positions, raw: Positions) -> bytes:
+        found = self._binary_templates.get((wanted, raw))
+        if found is None:
+            outputs = self._signature.outputs
+            names = [outputs[at].name for at in raw]
+            found = template(self._name, self._version, [outputs[at] for at in wanted], names)
+            self._binary_templates[wanted, raw] = found
+        return found
+
+    def _text(self, answer: Answer, at: int) -> bytes:
+        """Return an output in JSON, flat, without the brackets."""
+        batch = answer.batch
+        if answer.rows == len(batch.x):
+            return self._writers[at](batch.outputs[at])
+        texts = batch.written.get(at)
+        if texts is None:
+            texts = batch.written[at] = self._row_writers[at](batch.outputs[at])
+        return b",".join(texts[answer.start : answer.start + answer.rows])
+
+    def _envelope(self, text: bytes | memoryview) -> Asked[AnyInput]:
         try:
-            return decoders[nested].decode(tensor.data), nested
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._refuse(f"has bad {tensor.datatype} data: {self._explain(str(error))}")
+            asked: Asked[AnyInput] = ENVELOPE.decode(text)
+        except UNREADABLE as error:
+            raise BadBody(str(error), self._expected()) from None
+        return asked
 
-    def _wanted(self, outputs: "list[_Output]") -> tuple[int, ...]:
+    def _by_feature(self, inputs: Sequence[AnyInput], raws: Sequence[memoryview | None], max_rows: int) -> Array:
+        sent = {tensor.name: (tensor, raw) for tensor, raw in zip(inputs, raws, strict=True)}
+        self._check_names([tensor.name for tensor in inputs])
+        columns = [reader.read(*sent[reader.name], max_rows) for reader in self._features]
+        for reader, column in zip(self._features, columns, strict=True):
+            if len(column) != len(columns[0]):
+                reader.refuse(f"has {len(column)} rows, {self._features[0].name!r} has {len(columns[0])}")
+        if self._whole:
+            return np.concatenate(columns, axis=1)
+        x = np.empty((len(columns[0]), self._width), object)
+        for at, column in enumerate(columns):
+            x[:, at : at + 1] = column
+        return x
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        known = {reader.name: reader for reader in self._features}
+        if unknown := [name for name in names if name not in known]:
+            raise BadTensor(f"input {short(unknown[0])} is not known", self._expected())
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadTensor(f"input {twice!r} was sent more than once", self._expected())
+        if missing := [name for name in known if name not in names]:
+            sent = f"{len(names)} inputs were sent" if names else "0 inputs were sent"
+            raise BadTensor(f"{sent}, {short(missing[0])} is missing", self._expected())
+
+    def _expected(self) -> str:
+        readers = [self._whole] if self._whole else self._features
+        more = len(readers) - 3
+        return ", ".join(reader.expected for reader in readers[:3]) + (f" and {more} more inputs" if more > 0 else "")
+
+    def _wanted(self, outputs: Sequence[Output], all_binary: bool) -> tuple[Positions, Positions]:
+        """Return which outputs are wanted, and which of them as raw tensors."""
+        if not outputs:
+            return self._all, self._all
         if unknown := [output.name for output in outputs if output.name not in self._outputs]:
             raise UnknownOutput(unknown[0], tuple(self._outputs))
-        return tuple(dict.fromkeys(self._outputs[output.name] for output in outputs))
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise BadTensor(f"input {self._input!r} {reason}", self._expected)
-
-    def _explain(self, error: str) -> str:
-        """Put row and feature in the place of msgspec's path: `$[5]` flat, `$[1][1]` nested."""
-        at = _PATH.search(error)
-        if at is None:
-            return error
-        row, column = (int(at[1]), int(at[2])) if at[2] else divmod(int(at[1]), self._width)
-        if column >= self._width:
-            return error
-        return f"{error[: at.start()]} in row {row}, feature {self._features[column]!r}"
-
-
-def server_metadata() -> dict[str, Any]:
-    """Return the answer to `GET /v2`."""
-    return {"name": "meguri", "version": __version__, "extensions": []}
-
-
-def model_metadata(name: str, deployed: Deployed) -> dict[str, Any]:
-    """Return the answer to `GET /v2/models/<name>`. The names of the features stand in the input's parameters."""
-    signature = deployed.signature
-    return {
-        "name": name,
-        "versions": [str(deployed.version)],
-        "platform": "onnx_onnxv1",
-        "inputs": [{**signature.input.model_dump(mode="json"), "parameters": {"features": list(signature.features)}}],
-        "outputs": [tensor.model_dump(mode="json") for tensor in signature.outputs],
-    }
-
-
-_NESTED = re.compile(rb"\s*\[\s*\[")
-_PATH = re.compile(r" - at `\$\[(\d+)\](?:\[(\d+)\])?`$")
-
-
-def _both(kind: Any) -> tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]:
-    """Decoders of flat and of nested data."""
-    return msgspec.json.Decoder(list[kind]), msgspec.json.Decoder(list[list[kind]])
-
-
-_FP32_MAX = float(np.finfo(np.float32).max)
-_Single = Annotated[float, msgspec.Meta(ge=-_FP32_MAX, le=_FP32_MAX)]
-_Int24 = Annotated[int, msgspec.Meta(ge=-(2**24), le=2**24)]
-_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
-_Int53 = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-
-# What clients usually send, read in one go. By the model's datatype.
-_USUAL: dict[str, msgspec.json.Decoder[Any]] = {
-    "FP32": msgspec.json.Decoder(_Asked[Literal["FP32", "FP64"], list[_Single]]),
-    "FP64": msgspec.json.Decoder(_Asked[Literal["FP64"], list[float]]),
-}
-# Everything else: the envelope, then the data as its datatype says.
-_ENVELOPE = msgspec.json.Decoder(_Asked[str, msgspec.Raw])
-# By the model's datatype, then the request's. The bounds see to it that no float becomes infinite and no integer is
-# rounded (24 bits in FP32, 53 in FP64); msgspec checks them while it reads.
-_DECODERS: dict[str, dict[str, tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]]] = {
-    "FP32": {
-        **dict.fromkeys(("FP32", "FP64"), _both(_Single)),
-        **dict.fromkeys(("INT64", "INT32"), _both(_Int24)),
-        "BOOL": _both(bool),
-    },
-    "FP64": {
-        "FP32": _both(_Single),
-        "FP64": _both(float),
-        "INT64": _both(_Int53),
-        "INT32": _both(_Int32),
-        "BOOL": _both(bool),
-    },
-}
-
-
-def _template(name: str, version: int, outputs: Sequence[Tensor]) -> bytes:
-    """Return an answer with gaps: id in JSON, prediction id, trace id, then rows and values of each output."""
-
-    def literal(value: str) -> bytes:
-        return orjson.dumps(value).replace(b"%", b"%%")
-
-    tensors = [
-        b'{"name":%b,"datatype":%b,"shape":[%b],"data":[%%b]}'
-        % (literal(t.name), literal(t.datatype), b",".join([b"%d", *(b"%d" % size for size in t.shape[1:])]))
-        for t in outputs
-    ]
-    return (
-        b'{"model_name":%b,"model_version":"%d","id":%%b,"parameters":{"prediction_id":"%%b","trace_id":"%%b"},'
-        b'"outputs":[%b]}' % (literal(name), version, b",".join(tensors))
-    )
-
-
-def _whole_number(values: Array) -> bytes:
-    return orjson.dumps(values.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-
-
-def _whole_text(values: Array) -> bytes:
-    return b",".join(_row_texts(values))
-
-
-def _row_numbers(values: Array) -> Texts:
-    written = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
-    return written[1:-1].split(b",") if values.ndim == 1 else written[2:-2].split(b"],[")
-
-
-def _row_texts(values: Array) -> Texts:
-    return [orjson.dumps(text) for text in values.reshape(-1).tolist()]
+        raw: dict[int, bool] = {}
+        for output in outputs:
+            own = output.parameters.binary_data if output.parameters else None
+            raw.setdefault(self._outputs[output.name], all_binary if own is None else own)
+        return tuple(raw), tuple(at for at, is_raw in raw.items() if is_raw)

@@ -1,0 +1,92 @@
+"""Values of V2 tensors: which datatypes there are, and how they become the model's, exactly or not at all.
+
+Floats are rounded to the model's precision, so a champion may change from FP64 to FP32 without its clients noticing;
+integers must survive exactly or are refused, and nothing may be infinite or no number.
+"""
+
+import math
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+JsonDecoder = msgspec.json.Decoder[Any]
+
+FLOATS: Final[dict[str, type[np.floating[Any]]]] = {"FP32": np.float32, "FP64": np.float64}
+"""Datatypes that a model's only input, of all its features, can have."""
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "INT64": np.dtype("<i8"),
+    "INT32": np.dtype("<i4"),
+    "BOOL": np.dtype(bool),
+    "BYTES": np.dtype(object),
+}
+"""How arrays hold what clients send; texts are Python's."""
+
+_FP32_MAX = float(np.finfo(np.float32).max)
+_FP64_MAX = float(np.finfo(np.float64).max)
+Single = Annotated[float, msgspec.Meta(ge=-_FP32_MAX, le=_FP32_MAX)]
+_Int24 = Annotated[int, msgspec.Meta(ge=-(2**24), le=2**24)]
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+_Int53 = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+def _both(kind: Any) -> tuple[JsonDecoder, JsonDecoder]:
+    return msgspec.json.Decoder(list[kind]), msgspec.json.Decoder(list[list[kind]])
+
+
+DECODERS: Final[dict[str, dict[str, tuple[JsonDecoder, JsonDecoder]]]] = {
+    "FP32": {
+        **dict.fromkeys(("FP32", "FP64"), _both(Single)),
+        **dict.fromkeys(("INT64", "INT32"), _both(_Int24)),
+        "BOOL": _both(bool),
+    },
+    "FP64": {
+        "FP32": _both(Single),
+        "FP64": _both(float),
+        "INT64": _both(_Int53),
+        "INT32": _both(_Int32),
+        "BOOL": _both(bool),
+    },
+    "INT64": {"INT64": _both(_Int64), "INT32": _both(_Int32), "BOOL": _both(bool)},
+    "BOOL": {"BOOL": _both(bool)},
+    "BYTES": {"BYTES": _both(str)},
+}
+"""By the model's datatype, then the request's: readers of flat and of nested JSON. The bounds see to it that no float becomes
+infinite and no integer is rounded (24 bits in FP32, 53 in FP64); msgspec checks them while it reads."""
+
+# The same bounds for arrays, by the model's datatype and the kind of array; where none is given, everything fits.
+_BOUNDS: dict[tuple[str, str], tuple[float, float]] = {
+    ("FP32", "f"): (-_FP32_MAX, _FP32_MAX),
+    ("FP64", "f"): (-_FP64_MAX, _FP64_MAX),
+    ("FP32", "i"): (-(2**24), 2**24),
+    ("FP64", "i"): (-(2**53), 2**53),
+}
+
+
+class DoesNotFit(Exception):
+    """The value at position `at` is not one that the model can take; `reason` says what it must be."""
+
+    def __init__(self, at: int, reason: str) -> None:
+        super().__init__(reason)
+        self.at = at
+
+
+def fit(values: Array, datatype: str) -> Array:
+    """Return `values` in the model's `datatype`, if it takes theirs. Raises DoesNotFit."""
+    dtype = DTYPES[datatype]
+    kind = values.dtype.kind
+    if kind == "f" and values.dtype == dtype and math.isfinite(values.dot(values)):
+        return values  # a sum of squares is cheap and not finite if any value is not
+    if bounds := _BOUNDS.get((datatype, kind)):
+        low, high = bounds
+        fits = (values >= low) & (values <= high)
+        if not fits.all():
+            at = int(fits.argmin())
+            what = "a finite number" if kind == "f" else "an integer"
+            raise DoesNotFit(at, f"Expected {what} from {low:.17g} to {high:.17g}, got {values[at]}")
+    return values.astype(dtype, copy=False)
