@@ -1,4 +1,4 @@
-"""Requests at a steady rate to several replicas, and what was answered when: raw HTTP, so that the client is not what is slow."""
+"""Requests at a steady rate to several replicas, and what was answered when: raw HTTP, so that the client is not the limit."""
 
 import asyncio
 import json

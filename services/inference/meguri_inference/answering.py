@@ -18,14 +18,15 @@ import numpy as np
 import orjson
 
 from meguri_contracts.errors import Busy, MeguriError, NotFound, PermanentError, TemporaryError, TooLarge
-from meguri_contracts.events import Role
+from meguri_contracts.events import Role, Signature
 from meguri_inference.batching import Batcher
 from meguri_inference.models import Models, Seat, Served
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.prediction_log import Logged, PredictionIds, PredictionLog
-from meguri_inference.protocol import UNKNOWN_PRODUCER, Answer, Array, Batch, Request
+from meguri_inference.protocol import UNKNOWN_PRODUCER, Answer, Batch, Request, share_out
 from meguri_inference.shadowing import Shadowing
 from meguri_inference.tallies import Tallies
+from meguri_inference.tensors import Array
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +76,25 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """The headers of a request that comes in a trace."""
 
 
+OK = 200
+
+
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """What is sent back. `header_length` is the JSON before binary tensors, if there are any."""
 
     status: int
     body: bytes
     header_length: int | None = None
+
+
+class Told(msgspec.Struct, frozen=True, gc=False):
+    """An answer for who writes it himself."""
+
+    model: LoadedModel
+    request: Request
+    answer: Answer
+    prediction_id: str
+    trace_id: str
 
 
 class Sink(Protocol):
@@ -95,7 +109,7 @@ class Sink(Protocol):
 class Ask:
     """One request on its way to its answer."""
 
-    __slots__ = ("began", "finish", "head", "kept", "owner", "request", "seat", "sink", "trace_id", "x")
+    __slots__ = ("began", "finish", "head", "kept", "owner", "request", "seat", "sink", "told", "trace_id", "x")
 
     request: Request
     x: Array
@@ -109,6 +123,8 @@ class Ask:
         self.trace_id = ""
         """In hex; empty where it follows from the prediction id."""
         self.finish: Finish | None = None
+        self.told: Callable[[Told], object] | None = None
+        """Takes the answer of who writes it himself."""
         self.kept: Reply | None = None
         """For a sink that must answer others first."""
 
@@ -156,34 +172,53 @@ class Answering:
         self._under_way = 0
         models.seated = self._seated
 
-    def ask(self, head: Head, body: bytes, sink: Sink) -> Ask:
-        """Have a request answered; `sink` gets the reply, perhaps before this returns."""
+    def ask(self, head: Head, body: bytes, sink: Sink) -> None:
+        """Have a request of V2 answered; `sink` gets the reply, perhaps before this returns."""
         ask = Ask(self, head, sink)
         sink.owe(ask)
         try:
             ask.trace_id, ask.finish = self._trace(head.context)
             served = self.models.get(head.model)
             ask.seat = seat = served.champion if head.version is None else served.version(head.version)
-            ask.request = request = seat.codec.decode(body, max_rows=self.limits.max_rows)
+            ask.request = request = self._read(seat, head, body)
             ask.x = request.x
             if served.challengers and head.version is None:
-                self._choose(ask, served, body)
+                self._choose(ask, served, lambda other: self._read(other, head, body))
             self._submit(ask, ask.seat)
         except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer is told
             self._refuse(ask, error)
-        return ask
+
+    async def answer(self, head: Head, body: bytes) -> Reply:
+        """Return the reply to a request of V2."""
+        waiting = _Waiting()
+        self.ask(head, body, waiting)
+        return await waiting.future
+
+    async def tell(self, head: Head, read: Callable[[Signature], Request]) -> "Told | Reply":
+        """Return the answer to a request that `read` reads, in a thread, as the model's signature says; or the refusal."""
+        waiting = _Waiting()
+        ask = Ask(self, head, waiting)
+        told: list[Told] = []
+        ask.told = told.append
+        try:
+            ask.trace_id, ask.finish = self._trace(head.context)
+            served = self.models.get(head.model)
+            ask.seat = served.champion
+            ask.request = await asyncio.to_thread(read, ask.seat.deployed.signature)
+            ask.x = ask.request.x
+            if served.challengers:
+                self._choose(ask, served, lambda other: read(other.deployed.signature))
+            self._submit(ask, ask.seat)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer is told
+            self._refuse(ask, error)
+        reply = await waiting.future
+        return told[0] if reply.status == OK else reply
 
     def refusal(self, error: MeguriError) -> Reply:
         """Return the reply to a request whose head or body cannot be taken."""
         status, text = _explained(error)
         self._tallies.count("", status)
         return Reply(status, orjson.dumps({"error": text}))
-
-    async def answer(self, head: Head, body: bytes) -> Reply:
-        """Return the reply to a request."""
-        waiting = _Waiting()
-        self.ask(head, body, waiting)
-        return await waiting.future
 
     def refuse(self, ask: Ask, error: Exception) -> None:
         """Answer a request that waited with the error."""
@@ -196,12 +231,15 @@ class Answering:
 
     # --- in
 
-    def _choose(self, ask: Ask, served: Served, body: bytes) -> None:
+    def _read(self, seat: Seat, head: Head, body: bytes) -> Request:
+        return seat.codec.decode(body, max_rows=self.limits.max_rows, header_length=head.header_length)
+
+    def _choose(self, ask: Ask, served: Served, read: Callable[[Seat], Request]) -> None:
         seat = served.choose(ask.entity)
         if seat is ask.seat:
             return
         if not seat.codec.like(served.champion.codec):
-            ask.request = seat.codec.decode(body, max_rows=self.limits.max_rows)
+            ask.request = read(seat)
             ask.x = ask.request.x
         ask.seat = seat
 
@@ -223,7 +261,7 @@ class Answering:
         served = self.models.get(seat.name)
         made = Made(seat.role, model, batch, asks, self._ids, time.perf_counter())
         answers = self._encode(seat, made)
-        self._tallies.count(seat.name, 200, len(asks))
+        self._tallies.count(seat.name, OK, len(asks))
         logged = made.logged(served.logging.sampled)
         if logged and served.logging.durable:
             self._when_safe(logged, asks, answers)
@@ -240,15 +278,18 @@ class Answering:
         tally, encode, ended, suffix = seat.tally, seat.codec.encode, made.ended, self._ids.trace_suffix
         replies = []
         for ask, number, answer in zip(made.asks, made.numbers, made.answers, strict=True):
-            id_ = made.prefix + b"%06x" % number
-            trace_id = ask.trace_id.encode() if ask.trace_id else id_ + suffix
-            request = ask.request
-            body = encode(answer, request.wanted, prediction_id=id_, trace_id=trace_id, client_id=request.id)
-            replies.append(Reply(200, body))
+            id_ = f"{made.prefix}{number:06x}"
+            trace_id = ask.trace_id or id_ + suffix
+            if ask.told:
+                ask.told(Told(made.model, ask.request, answer, id_, trace_id))
+                replies.append(Reply(OK, b""))
+            else:
+                body, header_length = encode(answer, ask.request, prediction_id=id_, trace_id=trace_id)
+                replies.append(Reply(OK, body, header_length))
             tally.answered(ended - ask.began, answer.rows)
             if ask.finish:
-                tally.traced(ended - ask.began, ask.trace_id)
-                ask.finish(200, _about(ask) | {"prediction_id": id_.decode()})
+                tally.traced(ended - ask.began, trace_id)
+                ask.finish(OK, _about(ask) | {"prediction_id": id_})
         return replies
 
     def _failed(self, seat: Seat, ask: Ask, error: Exception) -> None:
@@ -306,7 +347,7 @@ class Made:
         self._kept: frozenset[int] | None = None
         """Places of the requests that are logged; None for all of them."""
         self.counts = [len(ask.x) for ask in asks]
-        self.answers: Sequence[Answer] = model.codec.share_out(batch, self.counts)
+        self.answers = share_out(batch, self.counts)
 
     def logged(self, share: float) -> Logged | None:
         """Choose which of the requests are kept, a share of them, and return these; None for none."""

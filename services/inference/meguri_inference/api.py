@@ -1,20 +1,28 @@
-"""The control side of the Open Inference Protocol (V2): health and metadata. Predictions take the lean path before it."""
+"""The control side of the Open Inference Protocol (V2), and predictions for people. V2's own take the lean path before it."""
 
+import asyncio
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
 from meguri_chassis.service import Service
 from meguri_contracts.names import NAME_PATTERN
-from meguri_inference import documents
-from meguri_inference.models import Models
+from meguri_inference import documents, rows
+from meguri_inference.answering import Answering, Reply, Told
+from meguri_inference.compression import BodyTooLarge, inflate
+from meguri_inference.heads import Headers, head_for, headers_of
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-def routes(service: Service, models: Models) -> APIRouter:
-    """Return the routes of inference, without the predictions."""
+NOT_OURS = "models are not loaded or unloaded by clients: a version serves when the registry has rolled it out"
+
+
+def routes(service: Service, answering: Answering) -> APIRouter:
+    """Return the routes of inference, without the predictions of V2."""
+    models = answering.models
     router = APIRouter(tags=["open inference protocol"])
 
     @router.get("/v2")
@@ -52,6 +60,44 @@ def routes(service: Service, models: Models) -> APIRouter:
         """The same for a version."""
         return {"name": name, "version": version, "ready": bool(models.get(name).version(version))}
 
+    @router.get("/v2/models/{name}/config")
+    def model_config(name: Name) -> dict[str, Any]:
+        """The same as Triton says it, for its measuring tools."""
+        return documents.model_config(name, models.get(name).champion.deployed)
+
+    @router.get("/v2/models/{name}/versions/{version}/config")
+    def version_config(name: Name, version: str) -> dict[str, Any]:
+        """The same for the version that is served."""
+        return documents.model_config(name, models.get(name).version(version).deployed)
+
+    @router.post("/v2/repository/index")
+    def repository_index() -> list[dict[str, Any]]:
+        """Which version of which model this replica serves. A body is not needed."""
+        seats = (seat for name in models.names for seat in models.get(name).seats)
+        return documents.repository_index((seat.name, seat.version) for seat in seats)
+
+    @router.post("/v2/repository/models/{name}/load", status_code=400)
+    def load(name: Name) -> None:
+        """Refused: the registry decides what is served."""
+        raise HTTPException(400, NOT_OURS)
+
+    @router.post("/v2/repository/models/{name}/unload", status_code=400)
+    def unload(name: Name) -> None:
+        """Refused: the registry decides what is served."""
+        raise HTTPException(400, NOT_OURS)
+
+    @router.post("/models/{name}/predict", tags=["inference"], openapi_extra={"requestBody": _ROWS})
+    async def predict(name: Name, request: Request) -> Response:
+        """Answer rows of named columns, in JSON or CSV; in CSV if `Accept` says so."""
+
+        body = await _body(request, answering.limits.max_body_bytes)
+        is_csv = request.headers.get("content-type", "").startswith("text/csv")
+        read = partial(rows.read_csv if is_csv else rows.read_json, body, max_rows=answering.limits.max_rows)
+        told = await answering.tell(head_for(name, request.headers.raw), read)
+        if isinstance(told, Reply):
+            return Response(told.body, told.status, dict(_as_text(headers_of(told))))
+        return await asyncio.to_thread(_answer, told, "text/csv" in request.headers.get("accept", ""))
+
     @router.get("/models", tags=["inference"])
     def served() -> list[dict[str, Any]]:
         """Which versions of which models this replica serves, and as what."""
@@ -69,3 +115,60 @@ def routes(service: Service, models: Models) -> APIRouter:
         ]
 
     return router
+
+
+_ROWS = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "rows": {"type": "array", "items": {"type": "object"}},
+                    "columns": {"type": "object", "additionalProperties": {"type": "array", "items": {}}},
+                    "id": {"type": "string"},
+                    "producer": {"type": "string", "maxLength": 128},
+                    "entity": {"type": "string", "maxLength": 128},
+                },
+                "example": {"rows": [{"age": 41, "city": "Kyoto"}]},
+            }
+        },
+        "text/csv": {"schema": {"type": "string", "example": "age,city\n41,Kyoto\n"}},
+    },
+}
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise BodyTooLarge(limit)
+    encoding = request.headers.get("content-encoding", "")
+    return await asyncio.to_thread(inflate, bytes(body), encoding, limit) if encoding else bytes(body)
+
+
+def _as_text(headers: Headers) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _answer(said: Told, as_csv: bool) -> Response:
+    model, id_ = said.model, said.prediction_id
+    if not as_csv:
+        body = rows.write_json(
+            said.answer,
+            said.request,
+            model.signature,
+            model=model.name,
+            version=model.version,
+            prediction_id=id_,
+            trace_id=said.trace_id,
+        )
+        return Response(body, media_type="application/json")
+    headers = {
+        "Meguri-Model": model.name,
+        "Meguri-Model-Version": str(model.version),
+        "Meguri-Prediction-Id": id_,
+        "Meguri-Trace-Id": said.trace_id,
+    }
+    return Response(rows.write_csv(said.answer, model.signature, prediction_id=id_), 200, headers, "text/csv")

@@ -15,6 +15,7 @@ from meguri_inference.metrics import Metrics, own_port
 from meguri_inference.models import Models
 from meguri_inference.observing import Observer
 from meguri_inference.prediction_log import PredictionIds, PredictionLog
+from meguri_inference.replying import Replying
 from meguri_inference.rollouts import Loader, PredictionsOut, Reports, Rollouts
 from meguri_inference.settings import Settings
 from meguri_inference.shadowing import Shadowing
@@ -59,12 +60,21 @@ def build(settings: Settings | None = None) -> Service:
 
     if settings.metrics_port is not None:
         service.during(lambda: own_port(settings.host, settings.metrics_port))
+    replying = Replying(service.client, answering, loading=rollouts.loading)
+
+    @asynccontextmanager
+    async def no_request_unanswered() -> AsyncIterator[None]:
+        yield
+        await replying.close()
+
     service.follow(reader, rollouts.run)
+    service.once_connected(replying.run)
     service.reasons.append(rollouts.loading)
     service.warnings.append(rollouts.failed)
     service.before_goodbye(nothing_left_unsaid)
+    service.before_goodbye(no_request_unanswered)
     service.measures(Metrics(tallies, log))
-    service.app.include_router(api.routes(service, models))
+    service.app.include_router(api.routes(service, answering))
     service.stands_before(FastPath(service.app, answering))
     service.speaks(speaking(answering), shared_port=settings.shared_port)
     return service

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.protocol import Array, Batch
+from meguri_inference.protocol import Batch
+from meguri_inference.tensors import Array
 
 MAX_BATCHED_ROWS = 256
 """Rows computed in one call. A request with more gains nothing from company and goes by itself."""

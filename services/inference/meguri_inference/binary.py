@@ -11,6 +11,7 @@ from meguri_inference.tensors import DTYPES, Array, DoesNotFit
 
 HEADER = "inference-header-content-length"
 """Name of the header with the length of the JSON; without it a body is JSON from end to end."""
+HEADER_NAME = HEADER.encode()
 
 _LENGTH = struct.Struct("<I")
 

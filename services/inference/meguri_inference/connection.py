@@ -11,7 +11,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from meguri_contracts.errors import MeguriError
 from meguri_inference.answering import Answering, Ask, Head, Reply
-from meguri_inference.heads import BodyTooLarge, head_of, headers_of
+from meguri_inference.compression import BodyTooLarge
+from meguri_inference.heads import head_of, headers_of
 
 MAX_HEAD_BYTES = 2048
 """Of a head that is remembered."""
@@ -91,7 +92,8 @@ class Connection(HttpToolsProtocol):
             except MeguriError as error:
                 self._refuse(error)
                 return
-        if self._head is None:
+        if self._head is None or self._head.encoding:
+            self._head = None
             if self._owed:
                 # The application's answer must wait for those that are owed.
                 self.cycle = _Owing()  # type: ignore[assignment]

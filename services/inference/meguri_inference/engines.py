@@ -6,7 +6,8 @@ import onnxruntime
 
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature
-from meguri_inference.protocol import Array, Outputs
+from meguri_inference.protocol import Outputs
+from meguri_inference.tensors import Array
 
 _DATATYPES = {
     "tensor(float)": "FP32",

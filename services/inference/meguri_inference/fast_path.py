@@ -1,11 +1,13 @@
 """Predictions for any ASGI server: what `connection` does not take off its parser, or has no parser for."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from meguri_contracts.errors import MeguriError
 from meguri_inference.answering import Answering, Head, Reply
-from meguri_inference.heads import BodyTooLarge, WrongHeader, head_of, headers_of
+from meguri_inference.compression import BodyTooLarge, inflate
+from meguri_inference.heads import WrongHeader, head_of, headers_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -55,7 +57,8 @@ class FastPath:
             more = message.get("more_body", False)
         if head.length is not None and head.length != size:
             raise WrongHeader("content-length", f"{head.length} bytes were announced, {size} came")
-        return b"".join(parts)
+        body = b"".join(parts)
+        return await asyncio.to_thread(inflate, body, head.encoding, limit) if head.encoding else body
 
 
 async def _send(reply: Reply, send: Send) -> None:

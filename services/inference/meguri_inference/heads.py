@@ -3,20 +3,16 @@
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from meguri_contracts.errors import Invalid, TooLarge
+from meguri_contracts.errors import Invalid
+from meguri_inference import binary
 from meguri_inference.answering import Head, Reply
-from meguri_inference.protocol import MAX_PRODUCER
+from meguri_inference.envelope import MAX_NAME
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 RETRY_AFTER = b"1"
 """Seconds."""
 _BEFORE, _AFTER = "/v2/models/", "/infer"
-
-
-class BodyTooLarge(TooLarge):
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the body is larger than the {limit} bytes that are accepted; send fewer rows in a request")
 
 
 class WrongHeader(Invalid):
@@ -33,9 +29,9 @@ def head_of(path: str, headers: Headers) -> Head | None:
         return None
     match unquote(path[len(_BEFORE) : -len(_AFTER)]).split("/"):
         case [model]:
-            return _read(model, None, headers)
+            return head_for(model, headers)
         case [model, "versions", version]:
-            return _read(model, version, headers)
+            return head_for(model, headers, version)
     return None
 
 
@@ -43,12 +39,13 @@ def headers_of(reply: Reply) -> list[tuple[bytes, bytes]]:
     """Return the headers of an answer, but for its length."""
     if reply.header_length is not None:
         length = b"%d" % reply.header_length
-        return [(b"content-type", b"application/octet-stream"), (b"inference-header-content-length", length)]
+        return [(b"content-type", b"application/octet-stream"), (binary.HEADER_NAME, length)]
     json = (b"content-type", b"application/json")
     return [json, (b"retry-after", RETRY_AFTER)] if reply.status == 503 else [json]
 
 
-def _read(model: str, version: str | None, headers: Headers) -> Head:
+def head_for(model: str, headers: Headers, version: str | None = None) -> Head:
+    """Return what is asked of a model, by whatever way. Names of headers are in lower case. Raises WrongHeader or BadLength."""
     length: int | None = None
     header_length: int | None = None
     entity: str | None = None
@@ -58,8 +55,8 @@ def _read(model: str, version: str | None, headers: Headers) -> Head:
         match name:
             case b"content-length":
                 length = _number(name, value)
-            case b"inference-header-content-length":
-                header_length = _number(name, value)
+            case binary.HEADER_NAME:
+                header_length = binary.header_length(value.decode("latin-1"))
             case b"content-encoding":
                 encoding = value.decode("latin-1").strip().lower()
             case b"meguri-producer":
@@ -88,6 +85,6 @@ def _number(name: bytes, value: bytes) -> int:
 
 def _text(name: bytes, value: bytes) -> str:
     text = value.decode(errors="replace")
-    if len(text) > MAX_PRODUCER:
-        raise WrongHeader(name.decode(), f"{len(text)} characters, at most {MAX_PRODUCER} are accepted")
+    if len(text) > MAX_NAME:
+        raise WrongHeader(name.decode(), f"{len(text)} characters, at most {MAX_NAME} are accepted")
     return text

@@ -11,7 +11,8 @@ from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature, Tensor
 from meguri_inference.engines import Engine, open_engine
 from meguri_inference.prediction_log import RESERVED_COLUMNS
-from meguri_inference.protocol import FLOATS, Array, Batch, Codec
+from meguri_inference.protocol import Batch, Codec
+from meguri_inference.tensors import FLOATS, Array
 
 CALIBRATED_ROWS = 64
 """Rows whose cost, beside that of one row, tells what a call and a row cost."""

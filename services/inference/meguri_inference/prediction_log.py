@@ -15,7 +15,8 @@ from meguri_contracts.errors import PermanentError
 from meguri_contracts.events import Role
 from meguri_contracts.spec import PREDICTION_COLUMNS
 from meguri_inference import prediction_table
-from meguri_inference.protocol import Array, Batch
+from meguri_inference.protocol import Batch
+from meguri_inference.tensors import Array
 
 if TYPE_CHECKING:
     from meguri_inference.predicting import LoadedModel
@@ -45,17 +46,17 @@ class PredictionIds:
     """
 
     def __init__(self) -> None:
-        self.process = os.urandom(4).hex().encode()
-        self.trace_suffix = os.urandom(2).hex().encode()
+        self.process = os.urandom(4).hex()
+        self.trace_suffix = os.urandom(2).hex()
         self._counter = count()
 
     def next(self) -> int:
         """Return the number of the next prediction of this process."""
         return next(self._counter) & prediction_table.MAX_NUMBER
 
-    def prefix(self, microseconds: int) -> bytes:
+    def prefix(self, microseconds: int) -> str:
         """Return how the ids of predictions made at `microseconds` since 1970 begin; their numbers in 6 hex digits follow."""
-        return b"%014x%b" % (microseconds, self.process)
+        return f"{microseconds:014x}{self.process}"
 
 
 class Logged(msgspec.Struct, frozen=True, gc=False):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meguri_contracts.events import Signature
-from meguri_inference.protocol import Array
+from meguri_inference.tensors import Array
 
 if TYPE_CHECKING:
     from meguri_inference.prediction_log import Logged
@@ -21,7 +21,7 @@ _TYPES = {"BYTES": pa.string(), "INT64": pa.int64(), "BOOL": pa.bool_(), "FP32":
 
 
 def of(
-    name: str, version: int, signature: Signature, entries: "Sequence[Logged]", process: bytes, trace_suffix: bytes
+    name: str, version: int, signature: Signature, entries: "Sequence[Logged]", process: str, trace_suffix: str
 ) -> pa.Table:
     """Return all rows of `entries`, which are of one version. `process` and `trace_suffix` are parts of their ids."""
     requests = np.array([len(entry.numbers) for entry in entries])
@@ -35,7 +35,7 @@ def of(
 
     times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), requests)
     numbers = np.concatenate([np.array(entry.numbers, np.int64) for entry in entries])
-    ids = _texts(_hex(times, 14), process, _hex(numbers, 6))
+    ids = _texts(_hex(times, 14), process.encode(), _hex(numbers, 6))
     columns = {
         "prediction_id": ids if owner is None else _row_ids(ids.take(owner), counts),
         "time": per_row(pa.array(times).cast(pa.timestamp("us", tz="UTC"))),
@@ -73,8 +73,8 @@ def _row_ids(ids: pa.Array, counts: Array) -> pa.Array:
     return pc.if_else(pa.array(np.repeat(counts == 1, counts)), ids, numbered)
 
 
-def _trace_ids(entries: "Sequence[Logged]", ids: pa.Array, suffix: bytes) -> pa.Array:
-    derived = pc.binary_join_element_wise(ids, suffix.decode(), "")
+def _trace_ids(entries: "Sequence[Logged]", ids: pa.Array, suffix: str) -> pa.Array:
+    derived = pc.binary_join_element_wise(ids, suffix, "")
     if all(entry.trace_ids is None for entry in entries):
         return derived
     own = [one for entry in entries for one in (entry.trace_ids or [None] * len(entry.numbers))]

@@ -5,12 +5,11 @@ whose features are not all numbers takes the latter only. JSON may be flat or ne
 """
 
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import accumulate, permutations
 from reprlib import repr as short
 from typing import Any
 
 import msgspec
-import numpy as np
 import orjson
 
 from meguri_contracts.errors import Invalid
@@ -18,7 +17,7 @@ from meguri_contracts.events import Signature
 from meguri_inference import binary
 from meguri_inference.envelope import ENVELOPE, USUAL, AnyInput, Asked, Output
 from meguri_inference.reading import UNREADABLE, BadTensor, TensorReader
-from meguri_inference.tensors import Array
+from meguri_inference.tensors import DTYPES, Array, beside
 from meguri_inference.writing import Texts, row_numbers, row_texts, template, whole_numbers, whole_texts
 
 Outputs = list[Array]
@@ -78,12 +77,19 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         return self.batch.outputs[at][self.start : self.start + self.rows]
 
 
+def share_out(batch: Batch, counts: Sequence[int]) -> list[Answer]:
+    """Give each of those who share `batch`, with so many rows one behind the other, the rows that are his."""
+    if len(counts) == len(batch.x):
+        return [Answer(batch, at, 1) for at in range(len(counts))]
+    return [Answer(batch, end - rows, rows) for rows, end in zip(counts, accumulate(counts), strict=True)]
+
+
 class Codec:
     """Reads the requests and writes the answers of one model version."""
 
     def __init__(self, name: str, version: int, signature: Signature) -> None:
         self._name, self._version, self._signature = name, version, signature
-        self._width = len(signature.features)
+        self._types = [tensor.datatype for tensor in signature.inputs or (signature.input,)]
         numbers = signature.input.datatype
         # None if the features are not all numbers.
         self._whole = None if signature.inputs else TensorReader(signature.input.name, numbers, signature.features)
@@ -146,6 +152,18 @@ class Codec:
             values += (answer.rows, self._text(answer, at))
         return self._templates[request.wanted] % tuple(values), None
 
+    def like(self, other: "Codec") -> bool:
+        """Whether rows that the other has read can be computed as if this one had."""
+        return self.same_features(other) and self._types == other._types
+
+    def same_features(self, other: "Codec") -> bool:
+        """Whether both take the same features, if not in the same precision."""
+        return self._signature.features == other._signature.features and (self._whole is None) == (other._whole is None)
+
+    def cast(self, x: Array) -> Array:
+        """Return rows that a codec of the same features has read, in this model's precision."""
+        return x if self._whole is None else x.astype(DTYPES[self._types[0]], copy=False)
+
     def _encode_binary(self, answer: Answer, request: Request, values: list[bytes | int]) -> tuple[bytes, int]:
         raws = []
         for at in request.wanted:
@@ -190,12 +208,7 @@ class Codec:
         for reader, column in zip(self._features, columns, strict=True):
             if len(column) != len(columns[0]):
                 reader.refuse(f"has {len(column)} rows, {self._features[0].name!r} has {len(columns[0])}")
-        if self._whole:
-            return np.concatenate(columns, axis=1)
-        x = np.empty((len(columns[0]), self._width), object)
-        for at, column in enumerate(columns):
-            x[:, at : at + 1] = column
-        return x
+        return beside([column[:, 0] for column in columns], mixed=self._whole is None)
 
     def _check_names(self, names: Sequence[str]) -> None:
         known = {reader.name: reader for reader in self._features}

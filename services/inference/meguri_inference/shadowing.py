@@ -14,7 +14,8 @@ import numpy as np
 from meguri_contracts.events import Signature
 from meguri_inference.batching import MAX_BATCHED_ROWS
 from meguri_inference.prediction_log import PredictionLog
-from meguri_inference.protocol import Array, Batch
+from meguri_inference.protocol import Batch
+from meguri_inference.tensors import Array
 
 if TYPE_CHECKING:
     from meguri_inference.answering import Made

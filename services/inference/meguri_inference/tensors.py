@@ -5,6 +5,7 @@ integers must survive exactly or are refused, and nothing may be infinite or no 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -27,7 +28,6 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 """How arrays hold what clients send; texts are Python's."""
 
 _FP32_MAX = float(np.finfo(np.float32).max)
-_FP64_MAX = float(np.finfo(np.float64).max)
 Single = Annotated[float, msgspec.Meta(ge=-_FP32_MAX, le=_FP32_MAX)]
 _Int24 = Annotated[int, msgspec.Meta(ge=-(2**24), le=2**24)]
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
@@ -59,13 +59,12 @@ DECODERS: Final[dict[str, dict[str, tuple[JsonDecoder, JsonDecoder]]]] = {
 """By the model's datatype, then the request's: readers of flat and of nested JSON. The bounds see to it that no float becomes
 infinite and no integer is rounded (24 bits in FP32, 53 in FP64); msgspec checks them while it reads."""
 
-# The same bounds for arrays, by the model's datatype and the kind of array; where none is given, everything fits.
-_BOUNDS: dict[tuple[str, str], tuple[float, float]] = {
-    ("FP32", "f"): (-_FP32_MAX, _FP32_MAX),
-    ("FP64", "f"): (-_FP64_MAX, _FP64_MAX),
-    ("FP32", "i"): (-(2**24), 2**24),
-    ("FP64", "i"): (-(2**53), 2**53),
+INTEGERS: Final[dict[str, tuple[int, int]]] = {
+    "FP32": (-(2**24), 2**24),
+    "FP64": (-(2**53), 2**53),
+    "INT64": (-(2**63), 2**63 - 1),
 }
+"""By the model's datatype: the least and the largest integer up to which none is rounded."""
 
 
 class DoesNotFit(Exception):
@@ -80,13 +79,33 @@ def fit(values: Array, datatype: str) -> Array:
     """Return `values` in the model's `datatype`, if it takes theirs. Raises DoesNotFit."""
     dtype = DTYPES[datatype]
     kind = values.dtype.kind
-    if kind == "f" and values.dtype == dtype and math.isfinite(values.dot(values)):
-        return values  # a sum of squares is cheap and not finite if any value is not
-    if bounds := _BOUNDS.get((datatype, kind)):
-        low, high = bounds
-        fits = (values >= low) & (values <= high)
-        if not fits.all():
-            at = int(fits.argmin())
-            what = "a finite number" if kind == "f" else "an integer"
-            raise DoesNotFit(at, f"Expected {what} from {low:.17g} to {high:.17g}, got {values[at]}")
+    if kind == "f":
+        _check_floats(values, dtype)
+    elif kind == "i" and datatype in FLOATS:
+        least, most = INTEGERS[datatype]
+        _check((values >= least) & (values <= most), values, f"an integer from {least} to {most}")
     return values.astype(dtype, copy=False)
+
+
+def _check_floats(values: Array, dtype: np.dtype[Any]) -> None:
+    if values.dtype.itemsize > dtype.itemsize:
+        _check(np.abs(values) <= _FP32_MAX, values, f"a number from {-_FP32_MAX:.9g} to {_FP32_MAX:.9g}")
+    # A sum of squares is cheap and not finite if any value is not, or if it is merely very large.
+    elif not math.isfinite(np.vdot(values, values)):
+        _check(np.isfinite(values), values, "a finite number")
+
+
+def _check(fits: Array, values: Array, expected: str) -> None:
+    if not fits.all():
+        at = int(fits.argmin())
+        raise DoesNotFit(at, f"Expected {expected}, got {values[at]}")
+
+
+def beside(columns: Sequence[Array], *, mixed: bool) -> Array:
+    """Return shape (rows, columns), of Python's objects if the columns are `mixed`."""
+    if not mixed:
+        return np.stack(columns, axis=1)
+    x = np.empty((len(columns[0]), len(columns)), object)
+    for at, column in enumerate(columns):
+        x[:, at] = column
+    return x

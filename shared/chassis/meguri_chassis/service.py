@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -26,6 +26,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from starlette.exceptions import HTTPException
 
 from meguri_chassis import recovery, telemetry
 from meguri_chassis.bus import Bus, Hearing
@@ -150,15 +151,23 @@ class Service:
         self._readers.append(reader)
         self._at_start.append(run)
 
+    def once_connected(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a task once the broker is there."""
+        self._at_start.append(run)
+
     def follow_advisories(self) -> None:
         """Park what the broker itself gives up on, for all services; one of them must."""
         self._at_start.append(self.dead_letters.follow_advisories)
 
-    def jetstream(self) -> JetStreamContext:
-        """The broker's JetStream. Raises NatsError before the broker was reached."""
+    def client(self) -> Client:
+        """The connection to the broker. Raises NatsError before the broker was reached."""
         if self._client is None:
             raise NatsError("the broker was not reached yet")
-        return self._client.jetstream()
+        return self._client
+
+    def jetstream(self) -> JetStreamContext:
+        """The broker's JetStream. Raises NatsError before the broker was reached."""
+        return self.client().jetstream()
 
     def reader(self, stream: str, subjects: Sequence[str], name: str) -> Reader:
         return Reader(self.jetstream, stream, subjects, name)
@@ -412,6 +421,7 @@ def _add_error_answers(app: FastAPI) -> None:
         said = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
         return JSONResponse({"error": "; ".join(said), "detail": jsonable_encoder(error.errors())}, 422)
 
+    # Starlette's is the base of FastAPI's, and what an unknown path or method raises.
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
