@@ -380,7 +380,7 @@ async def test_predictions_by_message_and_by_rows_are_logged_like_others(ways):
     wanted = {json.loads(reply.data)["id"]: "cam-7", answer.json()["prediction_id"]: "till-2"}
 
     metrics = (await ways.http.get("/metrics")).text
-    assert f'meguri_infer_rows_total{{model="{ways.model}",version="7"}} 2.0' in metrics
+    assert f'meguri_infer_rows_total{{model="{ways.model}",role="champion",version="7"}} 2.0' in metrics
     assert await until(lambda: logged(ways, wanted), "both in the log")
 
 

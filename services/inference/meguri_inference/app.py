@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.service import Service
@@ -59,7 +60,7 @@ def build(settings: Settings | None = None) -> Service:
         await log.close()
 
     if settings.metrics_port is not None:
-        service.during(lambda: own_port(settings.host, settings.metrics_port))
+        service.during(partial(own_port, settings.host, settings.metrics_port, service.metrics))
     replying = Replying(service.client, answering, loading=rollouts.loading)
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import accumulate
 
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
@@ -15,9 +15,9 @@ from meguri_inference.tallies import Tallies, Tally
 
 
 @asynccontextmanager
-async def own_port(host: str, port: int | None) -> AsyncIterator[None]:
-    """Give this process's metrics on a port of their own."""
-    server, thread = start_http_server(port or 0, host)
+async def own_port(host: str, port: int, metrics: CollectorRegistry) -> AsyncIterator[None]:
+    """Give metrics on a port of their own."""
+    server, thread = start_http_server(port, host, metrics)
     try:
         yield
     finally:

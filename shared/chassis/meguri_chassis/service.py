@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated, Any
 
@@ -23,7 +23,8 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
@@ -101,7 +102,7 @@ class Service:
         self._front: Any = self.app
         self._protocol: Any = "auto"
         self._shared_port = False
-        self._collectors: list[Collector] = []
+        self.metrics = Metrics()
         self._at_start: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._client: Client | None = None
@@ -143,8 +144,8 @@ class Service:
         self._shared_port = shared_port
 
     def measures(self, collector: Collector) -> None:
-        """Have further metrics collected while the service lives."""
-        self._collectors.append(collector)
+        """Have further metrics of this service collected."""
+        self.metrics.collectors.append(collector)
 
     def follow(self, reader: Reader, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a task that reads a stream, once the broker is there, for as long as the service lives."""
@@ -199,9 +200,6 @@ class Service:
         provider = telemetry.set_up(settings.service, settings.replica, settings.var, settings.log_level)
         async with AsyncExitStack() as stack:
             stack.callback(provider.shutdown)
-            for collector in self._collectors:
-                REGISTRY.register(collector)
-                stack.callback(REGISTRY.unregister, collector)
             if self.database:
                 await asyncio.to_thread(self.database.migrate)
                 stack.callback(self.database.close)
@@ -383,6 +381,18 @@ def _die_with_it(task: asyncio.Task[None]) -> None:
         os._exit(1)
 
 
+class Metrics(CollectorRegistry):
+    """The process's metrics, and those of one service in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectors: list[Collector] = [REGISTRY]
+
+    def collect(self) -> Iterator[Metric]:
+        for collector in self.collectors:
+            yield from collector.collect()
+
+
 def _add_health(service: Service) -> None:
     @service.app.get("/health/live", tags=["health"])
     async def live() -> dict[str, bool]:
@@ -399,7 +409,7 @@ def _add_health(service: Service) -> None:
     def metrics(accept: Annotated[str, Header()] = "") -> Response:
         """Prometheus metrics; with exemplars, traces to look at, where OpenMetrics is asked for."""
         encode, content_type = choose_encoder(accept)
-        return Response(encode(REGISTRY), media_type=content_type)
+        return Response(encode(service.metrics), media_type=content_type)
 
     FastAPIInstrumentor.instrument_app(service.app, excluded_urls="health,metrics", exclude_spans=["send", "receive"])
 
