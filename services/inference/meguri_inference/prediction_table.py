@@ -28,7 +28,7 @@ def of(
     counts = np.concatenate([_counts(entry) for entry in entries])
     total = int(counts.sum())
     # Which request a row belongs to; None when each has one.
-    owner = None if total == len(counts) else pa.array(np.repeat(np.arange(len(counts)), counts))
+    owner = None if total == len(counts) else _numbers(np.repeat(np.arange(len(counts)), counts))
 
     def per_row(column: pa.Array) -> pa.Array:
         return column if owner is None else column.take(owner)
@@ -38,7 +38,7 @@ def of(
     ids = _texts(_hex(times, 14), process.encode(), _hex(numbers, 6))
     columns = {
         "prediction_id": ids if owner is None else _row_ids(ids.take(owner), counts),
-        "time": per_row(pa.array(times).cast(pa.timestamp("us", tz="UTC"))),
+        "time": per_row(_numbers(times).cast(pa.timestamp("us", tz="UTC"))),
         "model": pa.repeat(pa.scalar(name), total),
         "version": pa.repeat(pa.scalar(version, pa.int64()), total),
         "producer": per_row(pa.array([p for entry in entries for p in entry.producers], pa.string())),
@@ -63,13 +63,13 @@ def _counts(entry: "Logged") -> Array:
 
 
 def _repeated(requests: Array) -> pa.Array:
-    return pa.array(np.repeat(np.arange(len(requests)), requests))
+    return _numbers(np.repeat(np.arange(len(requests)), requests))
 
 
 def _row_ids(ids: pa.Array, counts: Array) -> pa.Array:
     ends = np.cumsum(counts)
     row = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-    numbered = pc.binary_join_element_wise(ids, pa.array(row).cast(pa.string()), ":")
+    numbered = pc.binary_join_element_wise(ids, _numbers(row).cast(pa.string()), ":")
     return pc.if_else(pa.array(np.repeat(counts == 1, counts)), ids, numbered)
 
 
@@ -89,7 +89,7 @@ def _entities(entries: "Sequence[Logged]", requests: int) -> pa.Array:
 
 def _features(signature: Signature, x: Array) -> list[pa.Array]:
     if not signature.inputs:
-        return [pa.array(column) for column in np.ascontiguousarray(x.T)]
+        return [_numbers(column) for column in np.ascontiguousarray(x.T)]
     return [
         pa.array(column.tolist(), _TYPES[tensor.datatype]) for column, tensor in zip(x.T, signature.inputs, strict=True)
     ]
@@ -99,14 +99,14 @@ def _answers(signature: Signature, entries: "Sequence[Logged]") -> dict[str, pa.
     """Column `prediction`, or `label` (text or integer) and `probability`, the row's largest, null if unknown, or `score`."""
     answers = {tensor.name: _output(entries, at) for at, tensor in enumerate(signature.outputs)}
     if "prediction" in answers:
-        return {"prediction": pa.array(answers["prediction"].reshape(-1).astype(np.float64))}
+        return {"prediction": _numbers(answers["prediction"].reshape(-1).astype(np.float64))}
     label = answers["label"].reshape(-1)
     text = label.dtype == object
-    columns = {"label": pa.array(label.tolist(), pa.string()) if text else pa.array(label.astype(np.int64))}
+    columns = {"label": pa.array(label.tolist(), pa.string()) if text else _numbers(label.astype(np.int64))}
     if "score" in answers:
-        columns["score"] = pa.array(answers["score"].reshape(-1).astype(np.float64))
+        columns["score"] = _numbers(answers["score"].reshape(-1).astype(np.float64))
     elif "probabilities" in answers:
-        columns["probability"] = pa.array(answers["probabilities"].max(axis=1).astype(np.float64))
+        columns["probability"] = _numbers(answers["probabilities"].max(axis=1).astype(np.float64))
     else:
         columns["probability"] = pa.nulls(len(label), pa.float64())
     return columns
@@ -120,6 +120,11 @@ def _output(entries: "Sequence[Logged]", at: int) -> Array:
 def _hex(values: Array, digits: int) -> Array:
     """Return numbers as hex digits in ASCII, of shape (values, digits)."""
     return _HEX[(values[:, None] >> (4 * np.arange(digits - 1, -1, -1))) & 15]
+
+
+def _numbers(values: Array) -> pa.Array:
+    """Return contiguous numbers as Arrow has them: where they are. `pa.array` looks for pandas in all folders every time."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def _texts(before: Array, middle: bytes, after: Array) -> pa.Array:

@@ -192,7 +192,7 @@ class Codec:
         texts = batch.written.get(at)
         if texts is None:
             texts = batch.written[at] = self._row_writers[at](batch.outputs[at])
-        return b",".join(texts[answer.start : answer.start + answer.rows])
+        return texts[answer.start] if answer.rows == 1 else b",".join(texts[answer.start : answer.start + answer.rows])
 
     def _envelope(self, text: bytes | memoryview) -> Asked[AnyInput]:
         try:
