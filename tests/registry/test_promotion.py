@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import example, given
@@ -20,7 +21,11 @@ from meguri_contracts.events import (
     TrainingRequested,
 )
 from meguri_contracts.spec import ModelSpec
-from meguri_registry.promotion import Model, apply_spec, deployed, evolve, judge, previous, promote
+from meguri_registry.models import Model, evolve
+from meguri_registry.promotion import apply_spec, deployed, judge
+from meguri_registry.rollouts import previous, promote
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 def spec(gate: str = "accuracy >= 0.8 and accuracy >= champion.accuracy - 0.01", **changes) -> ModelSpec:
@@ -80,7 +85,7 @@ class Registry:
     def carry_out(self, events: list[Event]) -> list[Event]:
         for event in events:
             self.log.append(event)
-            self.model = evolve(self.model, event)
+            self.model = evolve(self.model, event, f"event {len(self.log)}", NOW)
         return events
 
     def apply(self, spec: ModelSpec) -> list[Event]:
@@ -338,8 +343,8 @@ def test_whatever_happens_versions_have_no_gaps_each_run_has_one_verdict_and_the
     assert registry.champion not in registry.model.past
 
     folded = Model(name="digits")
-    for event in registry.log:
-        folded = evolve(folded, event)
+    for number, event in enumerate(registry.log, start=1):
+        folded = evolve(folded, event, f"event {number}", NOW)
     assert folded == registry.model == Model.model_validate_json(registry.model.model_dump_json())
 
 

@@ -1,6 +1,6 @@
 """Events into the tables of ingest."""
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from meguri_chassis.log import Message
 from meguri_contracts.events import (
@@ -20,6 +20,9 @@ from meguri_contracts.events import (
 from meguri_contracts.names import MAX_ID_LENGTH
 from meguri_contracts.topology import INGEST_ARRIVALS, LOG, subject
 from meguri_ingest.store import DatasetRow, ReceiptRow, UseRow, VersionRow
+
+TRIED = ("canary", "A/B test")
+"""Verdicts on a run whose version answers a part of the requests."""
 
 HEARS = (
     SpecApplied,
@@ -63,7 +66,7 @@ def evolve(session: Session, event: Event, message: Message) -> None:
         case ApprovalRequested():
             _use(session, event.run, verdict="approval requested")
         case RolloutChanged():
-            _use(session, event.plan.champion.run, verdict="promoted")
+            _follow(session, event)
 
 
 def _open_receipt(session: Session, event: DataArrived, message: Message) -> None:
@@ -134,6 +137,17 @@ def _receipt(session: Session, event: str, dataset: str, producer: str, message:
         )
     session.add(row)
     return row
+
+
+def _follow(session: Session, event: RolloutChanged) -> None:
+    plan = event.plan
+    tried = {arm.candidate.run: "A/B test" for arm in (plan.trial.arms if plan.trial else ())}
+    tried |= {plan.canary.candidate.run: "canary"} if plan.canary else {}
+    for use in session.exec(select(UseRow).where(UseRow.model == event.model, col(UseRow.verdict).in_(TRIED))).all():
+        if use.run not in tried:
+            _use(session, use.run, verdict="taken back")
+    for run, verdict in (tried | {plan.champion.run: "promoted"}).items():
+        _use(session, run, verdict=verdict)
 
 
 def _use(session: Session, run: str, **changes: object) -> None:

@@ -77,6 +77,7 @@ class UseRow(SQLModel, table=True):
     model: str
     model_version: int | None = None
     verdict: str = "none yet"
+    """none yet, rejected, approval requested, canary, A/B test, promoted, taken back."""
     dataset: str = Field(index=True)
     dataset_version: int
 

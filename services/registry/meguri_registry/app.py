@@ -1,4 +1,4 @@
-"""The registry: keeps specs, runs and versions, judges every trained model against the champion, and says who serves."""
+"""The registry: keeps specs, runs and versions, judges every trained model, and says who answers."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from meguri_chassis.bus import Hearing
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
-from meguri_contracts.topology import REGISTRY_JUDGE
+from meguri_contracts.topology import REGISTRY_JUDGE, REGISTRY_ROLLOUTS
 from meguri_registry import api, handlers, projection, store
 from meguri_registry.settings import Settings
 
@@ -23,5 +23,6 @@ def build(settings: Settings | None = None) -> Service:
         projection=Projection(database, projection.evolve, projection.HEARS, store.TABLES),
     )
     service.hear(Hearing(REGISTRY_JUDGE, [handlers.judge], together=16))
+    service.hear(Hearing(REGISTRY_ROLLOUTS, [handlers.watch]))
     service.app.include_router(api.routes(service))
     return service

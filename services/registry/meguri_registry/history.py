@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from meguri_contracts.events import (
     ApprovalRequested,
@@ -11,7 +12,8 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
 )
-from meguri_registry.promotion import Model, evolve
+from meguri_registry.models import Model, evolve
+from meguri_registry.rollouts import verdicts
 
 KINDS = (SpecApplied, ModelRegistered, PromotionRejected, ApprovalRequested, RolloutChanged)
 """Events that change what is known of a model."""
@@ -25,17 +27,17 @@ class Known:
     verdicts: dict[int, str] = field(default_factory=dict)
 
 
-def fold(events: Iterable[Event]) -> dict[str, Known]:
-    """Return every model as it is after these events, which are in log order."""
+def fold(said: Iterable[tuple[Event, str, datetime]]) -> dict[str, Known]:
+    """Return every model as it is after these events, each with its id and its time, in log order."""
     found: dict[str, Known] = {}
-    for event in events:
+    for event, id_, time in said:
         known = found.setdefault(event.key, Known(Model(name=event.key)))
-        known.model = evolve(known.model, event)
         match event:
             case PromotionRejected():
                 known.verdicts[event.version] = "rejected"
             case ApprovalRequested():
                 known.verdicts[event.version] = "approval requested"
             case RolloutChanged():
-                known.verdicts[event.plan.champion.version] = "promoted"
+                known.verdicts |= verdicts(known.model.plan, event.plan)
+        known.model = evolve(known.model, event, id_, time)
     return found

@@ -11,14 +11,17 @@ from meguri_contracts.events import (
     ModelLoaded,
     ModelRegistered,
     ModelTrained,
+    Plan,
     PromotionRejected,
+    QualityMeasured,
     RolloutChanged,
+    RolloutObserved,
     SpecApplied,
     TrainingFailed,
     TrainingRequested,
     TrainingStarted,
 )
-from meguri_registry import promotion, store
+from meguri_registry import models, rollouts, store
 
 HEARS = (
     DataCommitted,
@@ -33,12 +36,16 @@ HEARS = (
     ApprovalRequested,
     RolloutChanged,
     ModelLoaded,
+    RolloutObserved,
+    QualityMeasured,
 )
 
 
 def evolve(session: Session, event: Event, message: Message) -> None:
+    plan = None
     if event.key_field == "model":
-        model = promotion.evolve(store.model(session, event.key), event)
+        before = store.model(session, event.key)
+        plan, model = before.plan, models.evolve(before, event, message.id, message.time)
         session.merge(store.ModelRow(name=model.name, state=model.model_dump(mode="json")))
     match event:
         case DataCommitted():
@@ -58,7 +65,7 @@ def evolve(session: Session, event: Event, message: Message) -> None:
             judged = [one.model_dump(mode="json") for one in event.judged]
             _record(session, event.model, event.run, verdict=verdict, reason=event.reason, judged=judged)
         case RolloutChanged():
-            _record_rollout(session, event, message)
+            _record_rollout(session, event, message, plan)
 
 
 def _record_dataset_version(session: Session, event: DataCommitted, message: Message) -> None:
@@ -129,20 +136,25 @@ def _record(session: Session, model: str, run: str, **changes: object) -> None:
         session.add(row)
 
 
-def _record_rollout(session: Session, event: RolloutChanged, message: Message) -> None:
-    champion = event.plan.champion
+def _record_rollout(session: Session, event: RolloutChanged, message: Message, before: Plan | None) -> None:
+    plan, shares = event.plan, rollouts.shares(event.plan)
+    roles = rollouts.roles(plan)
     session.add(
         store.RolloutRow(
             sequence=message.sequence,
             model=event.model,
-            version=champion.version,
+            version=plan.champion.version,
             previous=event.previous,
+            roles=[{"version": version, "role": roles[version], "share": shares[version]} for version in shares],
             reason=event.reason,
             actor=event.actor,
             time=message.time,
         )
     )
-    changes: dict[str, object] = {"verdict": "promoted", "reason": event.reason}
-    if event.judged:
-        changes["judged"] = [one.model_dump(mode="json") for one in event.judged]
-    _record(session, event.model, champion.run, **changes)
+    runs = {one.version: one.run for one in (*(before.deployed if before else ()), *plan.deployed)}
+    for version, verdict in rollouts.verdicts(before, plan).items():
+        judged = [one.model_dump(mode="json") for one in event.judged] if version in roles else []
+        changes: dict[str, object] = {"verdict": verdict, "reason": event.reason} | (
+            {"judged": judged} if judged else {}
+        )
+        _record(session, event.model, runs[version], **changes)

@@ -1,10 +1,7 @@
-"""Who is champion, and why: the decisions of the registry as plain functions of plain values."""
+"""What becomes of a trained model, and why: the decisions of the registry as plain functions of plain values."""
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, field_serializer
 
 from meguri_contracts.errors import Conflict, Invalid, NotFound
 from meguri_contracts.events import (
@@ -15,39 +12,14 @@ from meguri_contracts.events import (
     Judged,
     ModelRegistered,
     ModelTrained,
-    Plan,
     PromotionRejected,
-    RolloutChanged,
     SpecApplied,
     TrainingRequested,
 )
 from meguri_contracts.gates import Rule, parse_gate
 from meguri_contracts.spec import Dataset, ModelSpec
-
-
-class Model(BaseModel):
-    """What the registry must know of a model to decide: the state that `evolve` builds from the log."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    spec: ModelSpec | None = None
-    spec_version: int = 0
-    spec_digest: str = ""
-    runs: dict[str, int] = {}
-    """Version number of each run."""
-    judged: frozenset[int] = frozenset()
-    """Versions that have a verdict."""
-    champion: Deployed | None = None
-    past: tuple[int, ...] = ()
-    """Versions that were champion before, oldest first; a rollback goes to the last one."""
-    rolled_back: frozenset[str] = frozenset()
-    """Digests of model files that were taken out of service by a rollback."""
-
-    @field_serializer("judged", "rolled_back")
-    def _in_order(self, found: frozenset[Any]) -> list[Any]:
-        # A set has an order of its own in each process; the state must be the same in all.
-        return sorted(found)
+from meguri_registry import rollouts
+from meguri_registry.models import Model
 
 
 def apply_spec(model: Model, spec: ModelSpec, actor: str, datasets: Mapping[str, Dataset]) -> list[Event]:
@@ -82,12 +54,9 @@ def _verdict(model: Model, trained: ModelTrained, version: int) -> list[Event]:
     champion = model.champion.version if model.champion else None
     compared_with = trained.champion.version if trained.champion else None
     if champion != compared_with:
-        reason = f"it was compared with {_named(compared_with)}, but {_named(champion)} serves now"
-        # The verdict last: once it is said, nothing more is decided on this run, and the request would be lost.
-        return [
-            TrainingRequested(model=model.name, reason=f"version {version}: {reason}", actor="registry"),
-            PromotionRejected(model=model.name, version=version, run=trained.run, reason=reason),
-        ]
+        return _once_more(
+            model, trained, version, f"it was compared with {_named(compared_with)}, but {_named(champion)} serves now"
+        )
     judged = tuple(_judge(rule, trained.candidate, trained.champion) for rule in parse_gate(model.spec.gate))
     failed = [one.rule for one in judged if not one.holds]
     if failed:
@@ -96,21 +65,32 @@ def _verdict(model: Model, trained: ModelTrained, version: int) -> list[Event]:
     if deployed(trained, version).served.digest in model.rolled_back:
         reason = "the gate holds, but the same model was rolled back before: `meguri promote` says yes"
         return [ApprovalRequested(model=model.name, version=version, run=trained.run, reason=reason, judged=judged)]
-    return [_rollout(model, deployed(trained, version), reason="the gate holds", actor="registry", judged=judged)]
+    return _released(model, model.spec, trained, version, judged)
 
 
-def promote(model: Model, version: Deployed, actor: str, reason: str) -> list[Event]:
-    """Make a version champion because a person says so; silence if it is already."""
-    if model.champion and model.champion.version == version.version:
-        return []
-    return [_rollout(model, version, reason=reason, actor=actor)]
+def _released(
+    model: Model, spec: ModelSpec, trained: ModelTrained, version: int, judged: tuple[Judged, ...]
+) -> list[Event]:
+    """Let a version whose gate holds answer, at once or step by step. What is tried already ends first."""
+    candidate, reason, plan = deployed(trained, version), "the gate holds", model.plan
+    if plan and (tried := rollouts.trying(plan)):
+        return _once_more(model, trained, version, f"{reason}, but {tried}, and one is tried at a time", judged)
+    if plan and spec.rollout.strategy == "canary":
+        return rollouts.canary(model, candidate, spec.rollout.canary, "registry", reason, judged)
+    return [rollouts.changed(model, rollouts.crowned(plan, candidate), reason=reason, judged=judged)]
 
 
-def previous(model: Model) -> int:
-    """Return the version that a rollback goes to. Raises Conflict when there is none."""
-    if not model.past:
-        raise Conflict(f"model {model.name!r} has no earlier champion to go back to")
-    return model.past[-1]
+def _once_more(
+    model: Model, trained: ModelTrained, version: int, reason: str, judged: tuple[Judged, ...] = ()
+) -> list[Event]:
+    """Turn a version away and ask for another run; training begins it when nothing is tried any more.
+
+    The verdict last: once it is said, nothing more is decided on this run, and the request would be lost.
+    """
+    return [
+        TrainingRequested(model=model.name, reason=f"version {version}: {reason}", actor="registry"),
+        PromotionRejected(model=model.name, version=version, run=trained.run, reason=reason, judged=judged),
+    ]
 
 
 def deployed(trained: ModelTrained, version: int) -> Deployed:
@@ -124,48 +104,6 @@ def deployed(trained: ModelTrained, version: int) -> Deployed:
         skops=trained.skops,
         engine=trained.engine,
         engine_reason=trained.engine_reason,
-    )
-
-
-def evolve(model: Model, event: Event) -> Model:
-    """Return the model after an event."""
-    match event:
-        case SpecApplied():
-            return model.model_copy(
-                update={"spec": event.spec, "spec_version": event.version, "spec_digest": event.digest}
-            )
-        case ModelRegistered():
-            return model.model_copy(update={"runs": {**model.runs, event.run: event.version}})
-        case PromotionRejected() | ApprovalRequested():
-            return model.model_copy(update={"judged": model.judged | {event.version}})
-        case RolloutChanged(plan=Plan(champion=champion)):
-            return _crown(model, champion)
-        case _:
-            return model
-
-
-def _crown(model: Model, champion: Deployed) -> Model:
-    before, past, rolled_back = model.champion, model.past, model.rolled_back
-    if before and champion.version in past:
-        past, rolled_back = past[: past.index(champion.version)], rolled_back | {before.served.digest}
-    elif before:
-        past = (*past, before.version)
-    return model.model_copy(
-        update={
-            "champion": champion,
-            "judged": model.judged | {champion.version},
-            "past": past,
-            "rolled_back": rolled_back - {champion.served.digest},
-        }
-    )
-
-
-def _rollout(
-    model: Model, champion: Deployed, *, reason: str, actor: str, judged: tuple[Judged, ...] = ()
-) -> RolloutChanged:
-    before = model.champion.version if model.champion else None
-    return RolloutChanged(
-        model=model.name, plan=Plan(champion=champion), previous=before, reason=reason, actor=actor, judged=judged
     )
 
 

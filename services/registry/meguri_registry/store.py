@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime
+from sqlalchemy import JSON, Column, DateTime, text
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.projection import as_message
 from meguri_chassis.store import BIG, JournalEntry, utc
 from meguri_contracts.errors import NotFound
-from meguri_contracts.events import Deployed, Event
+from meguri_contracts.events import Deployed, Event, RolloutChanged
 from meguri_contracts.spec import Dataset
-from meguri_registry.promotion import Model, previous
+from meguri_registry.models import Model
 
 
 def _json() -> Any:
@@ -64,7 +64,7 @@ class VersionRow(SQLModel, table=True):
     run: str = Field(primary_key=True)
     version: int | None = Field(default=None, index=True)
     verdict: str = "none yet"
-    """none yet, rejected, approval requested, promoted."""
+    """none yet, rejected, approval requested, canary, A/B test, promoted, taken back."""
     reason: str = ""
     judged: list[dict[str, Any]] = Field(sa_column=_json())
     trained: dict[str, Any] = Field(sa_column=_json())
@@ -79,7 +79,12 @@ class RolloutRow(SQLModel, table=True):
     sequence: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
     model: str = Field(index=True)
     version: int
+    """The champion."""
     previous: int | None = None
+    roles: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(JSON, nullable=False, server_default=text("'[]'"))
+    )
+    """All versions of the plan, each with its role and its share. Empty if a replica wrote it that knew champions only."""
     reason: str
     actor: str
     time: datetime = Field(sa_column=_time())
@@ -116,7 +121,7 @@ TABLES = (ModelRow, SpecRow, RunRow, VersionRow, RolloutRow, DatasetVersionRow, 
 def model(session: Session, name: str) -> Model:
     """Return the state of a model; an empty one if nothing was heard of it."""
     row = session.get(ModelRow, name)
-    return Model.model_validate(row.state) if row else Model(name=name)
+    return _state(session, row) if row else Model(name=name)
 
 
 def known_model(session: Session, name: str) -> Model:
@@ -129,7 +134,7 @@ def known_model(session: Session, name: str) -> Model:
 
 
 def models(session: Session) -> list[Model]:
-    return [Model.model_validate(row.state) for row in session.exec(select(ModelRow).order_by(ModelRow.name))]
+    return [_state(session, row) for row in session.exec(select(ModelRow).order_by(ModelRow.name)).all()]
 
 
 def datasets_of_others(session: Session, name: str) -> dict[str, Dataset]:
@@ -159,15 +164,17 @@ def deployable(session: Session, name: str, number: int) -> Deployed:
     return Deployed.model_validate({**trained, "version": number})
 
 
-def before(session: Session, name: str) -> Deployed:
-    """Return the champion before the present one. Raises Conflict when there is none."""
-    return deployable(session, name, previous(known_model(session, name)))
-
-
 def rollouts(session: Session, name: str) -> Sequence[RolloutRow]:
     """Return all changes of a model's champion, newest first."""
     query = select(RolloutRow).where(RolloutRow.model == name).order_by(col(RolloutRow.sequence).desc())
     return session.exec(query).all()
+
+
+def champion_since(session: Session, name: str) -> datetime | None:
+    """Return since when the champion is champion; None when there is none."""
+    found = rollouts(session, name)
+    begun = [row for row in found if row.version != row.previous]
+    return utc(begun[0].time) if begun else None
 
 
 def champion_at(session: Session, name: str, time: datetime) -> RolloutRow:
@@ -178,8 +185,13 @@ def champion_at(session: Session, name: str, time: datetime) -> RolloutRow:
     return found
 
 
-def events_until(session: Session, kinds: Sequence[type[Event]], time: datetime, key: str | None) -> Iterator[Event]:
-    """Yield the events of these kinds said up to a time in UTC that had an effect, in log order; of all keys or one."""
+def said_until(
+    session: Session, kinds: Sequence[type[Event]], time: datetime, key: str | None
+) -> Iterator[tuple[Event, str, datetime]]:
+    """Yield the events of these kinds said up to a time in UTC that had an effect, in log order; of all keys or one.
+
+    Each comes with its id and its time.
+    """
     query = select(JournalEntry).where(
         col(JournalEntry.kind).in_([kind.kind() for kind in kinds]),
         col(JournalEntry.applied),
@@ -188,7 +200,7 @@ def events_until(session: Session, kinds: Sequence[type[Event]], time: datetime,
     if key is not None:
         query = query.where(JournalEntry.key == key)
     entries = session.exec(query.order_by(col(JournalEntry.sequence)).execution_options(yield_per=1000))
-    return (as_message(entry).event for entry in entries)
+    return ((message.event, message.id, message.time) for message in map(as_message, entries))
 
 
 def runs(session: Session, name: str) -> Sequence[RunRow]:
@@ -212,3 +224,13 @@ def _trained_on(session: Session, dataset: str, version: int) -> Sequence[Versio
     query = select(VersionRow).join(RunRow, col(RunRow.run) == col(VersionRow.run))
     query = query.where(RunRow.dataset == dataset, RunRow.dataset_version >= version)
     return session.exec(query.order_by(VersionRow.model, col(VersionRow.version))).all()
+
+
+def _state(session: Session, row: ModelRow) -> Model:
+    state = row.state
+    # Written by a replica that knew champions only, before an upgrade or while it rolls: the journal has the whole plan.
+    if "plan" not in state and (newest := next(iter(rollouts(session, row.name)), None)):
+        entry = session.get(JournalEntry, newest.sequence)
+        if entry and isinstance(rollout := as_message(entry).event, RolloutChanged):
+            state = state | {"plan": rollout.plan, "rollout": entry.event_id, "since": utc(entry.time)}
+    return Model.model_validate(state)

@@ -66,6 +66,9 @@ class Model(BaseModel):
     rows: int = 0
     """Rows of the dataset when the last run was started; 0 before the first."""
     champion: Deployed | None = None
+    tried: tuple[int, ...] = ()
+    """Versions that answer some of the requests, as canary or in an A/B test. Until that ends no run is begun: one of them may
+    be champion by then, and a candidate that was compared with the one before would be turned away."""
     triggers: tuple[Trigger, ...] = ()
     """What happened since the last run was started, oldest first."""
     storm: Storm | None = None
@@ -132,6 +135,9 @@ def _unmet(model: Model, data: Data | None) -> str:
         return f"dataset {model.spec.dataset.name!r} has no rows yet"
     if model.running:
         return f"run {model.running} has no verdict yet"
+    if model.tried:
+        tried = " and ".join(map(str, model.tried))
+        return f"version {tried} is tried beside the champion: the next run waits for the end of that"
     kinds = {trigger.kind for trigger in model.triggers}
     new_rows, retrain = data.total_rows - model.rows, model.spec.retrain
     if TrainingRequested.kind() in kinds:
@@ -169,8 +175,11 @@ def evolve(model: Model, event: Event, event_id: str, time: datetime, hops: int 
             return model.model_copy(update={"broken": event, "triggers": _after(model, event.triggers)})
         case TrainingFailed() | PromotionRejected() | ApprovalRequested():
             return _ended(model, event.run)
-        case RolloutChanged():
-            return _ended(model.model_copy(update={"champion": event.plan.champion}), event.plan.champion.run)
+        case RolloutChanged(plan=plan):
+            tried = tuple(one.version for one in plan.challengers)
+            after = model.model_copy(update={"champion": plan.champion, "tried": tried})
+            answered = model.running in {deployed.run for deployed in plan.deployed}
+            return after.model_copy(update={"running": None}) if answered else after
         case _:
             return model
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import keeping, operating, show, traces
+from meguri import keeping, operating, serving, show, traces
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -120,7 +120,7 @@ def promote(
     reason: Reason = "promoted by hand",
     as_json: Json = False,
 ) -> None:
-    """Make a version champion; also the answer to an approval request."""
+    """Make a version champion, which ends a canary or an A/B test; also the answer to an approval request."""
     with Meguri() as meguri:
         give(as_json, meguri.promote(model, version, reason), show.said)
 
@@ -128,7 +128,7 @@ def promote(
 @app.command()
 @answer
 def rollback(model: Model, reason: Reason = "asked for by hand", as_json: Json = False) -> None:
-    """Go back to the champion before the present one."""
+    """End a canary or an A/B test; when there is none, go back to the champion before the present one."""
     with Meguri() as meguri:
         give(as_json, meguri.rollback(model, reason), show.said)
 
@@ -173,6 +173,7 @@ def trace(
     give(as_json, show.traces_as_data(drawn), lambda out, _: show.waterfalls(out, drawn))
 
 
+serving.add_to(app)
 operating.add_to(app)
 keeping.add_to(app)
 

@@ -132,7 +132,29 @@ class Meguri:
         return self._ask("POST", "registry", f"/models/{name}/promote", json={"version": version, "reason": reason})
 
     def rollback(self, name: str, reason: str) -> dict[str, Any]:
+        """End a canary or an A/B test; when there is none, go back to the champion before the present one."""
         return self._ask("POST", "registry", f"/models/{name}/rollback", json={"reason": reason})
+
+    def canary(self, name: str, version: int, reason: str, **policy: Any) -> dict[str, Any]:
+        """Let a version answer a growing share of the requests. `policy` is what differs from that of the model's spec."""
+        body = {"version": version, "reason": reason, "policy": policy}
+        return self._ask("POST", "registry", f"/models/{name}/canary", json=body)
+
+    def ab(
+        self, name: str, versions: Sequence[int], reason: str, *, weights: Sequence[float] = (), **policy: Any
+    ) -> dict[str, Any]:
+        """Compare versions with the champion; one weight is that of each, without any all have the same."""
+        body = {"versions": list(versions), "weights": list(weights), "reason": reason, "policy": policy}
+        return self._ask("POST", "registry", f"/models/{name}/ab", json=body)
+
+    def shadow(self, name: str, version: int, reason: str, *, share: float = 1, stop: bool = False) -> dict[str, Any]:
+        """Ask a version beside the one that answers, or with `stop` no more."""
+        body = {"version": version, "share": share, "stop": stop, "reason": reason}
+        return self._ask("POST", "registry", f"/models/{name}/shadow", json=body)
+
+    def rollout(self, name: str) -> dict[str, Any]:
+        """The traffic plan in force: what was observed of each version, and what comes next."""
+        return self._ask("GET", "registry", f"/models/{name}/rollout")
 
     # --- predictions
 

@@ -13,7 +13,16 @@ from meguri.traces import WIDTH, Span, Waterfall
 Drawn = tuple[Waterfall, list[Span], list[Span]]
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
-_VERDICTS = {"promoted": "green", "rejected": "red", "committed": "green", "waiting": "yellow", "parked": "red"}
+_VERDICTS = {
+    "promoted": "green",
+    "canary": "yellow",
+    "A/B test": "yellow",
+    "taken back": "red",
+    "rejected": "red",
+    "committed": "green",
+    "waiting": "yellow",
+    "parked": "red",
+}
 
 
 def provisioned(out: Console, done: Sequence[dict[str, str]]) -> None:
@@ -67,6 +76,8 @@ def models(out: Console, found: Sequence[dict[str, Any]]) -> None:
 def model(out: Console, one: dict[str, Any]) -> None:
     training = one["training"]
     out.print(f"{one['model']}: champion {one['champion'] or 'none'}, spec version {one['spec_version']}")
+    if others := [f"version {part['version']} is {part['role']}" for part in one["plan"][1:]]:
+        out.print(f"{', '.join(others)}: `meguri rollout {one['model']}`")
     out.print(f"training waits for: {escape(training['waits_for'])}")
     table = Table("version", "verdict", "metrics", "champion then", "data", "rows", "fit", box=None)
     for version in one["versions"]:

@@ -96,6 +96,8 @@ def known_at(out: Console, found: dict[str, Any]) -> None:
         out.print(
             f"[bold]{one['model']}[/]: spec version {one['spec_version']}, champion {one['champion'] or 'none'}{before}"
         )
+        for part in one["plan"][1:]:
+            out.print(f"  version {part['version']} is {part['role']}, {part['share']:.3g} of the requests")
         if one["versions"]:
             table = Table("  version", "run", "verdict", box=None)
             for version in one["versions"]:

@@ -1,70 +1,26 @@
-"""HTTP in, HTTP out: specs and commands of people, and what is known of models, versions, runs and lineage."""
+"""HTTP in, HTTP out: what is known of models, versions, rollouts, runs and lineage; commands are in `commands`."""
 
-import json
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from uuid import uuid4
 
-import yaml
-from fastapi import APIRouter, Body, Header, Query, Request
-from pydantic import BaseModel, Field, ValidationError
+from fastapi import APIRouter, Query
 from sqlmodel import Session
 
-from meguri_chassis.log import explain
-from meguri_chassis.projection import recorded
 from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import Invalid
-from meguri_contracts.events import Event, RolloutChanged, TrainingRequested
-from meguri_contracts.names import NAME_PATTERN, derived_id
-from meguri_contracts.spec import ModelSpec
-from meguri_registry import history, promotion, store
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
-Actor = Annotated[str, Header(alias="Meguri-Actor", max_length=128)]
-
-
-class Said(BaseModel):
-    """What a command appended to the log; empty when all was so already."""
-
-    events: list[dict[str, Any]]
-
-
-class Promote(BaseModel):
-    version: Version
-    reason: str = "promoted by hand"
-
-
-class Because(BaseModel):
-    reason: str = Field(default="asked for by hand", max_length=1000)
+from meguri_registry import history, showing, store
+from meguri_registry.api import commands
+from meguri_registry.api.commands import Name, Version
+from meguri_registry.models import Model
 
 
 def routes(service: Service) -> APIRouter:
     """Return the routes of the registry."""
     router = APIRouter()
-    database, decider = service.database, service.decider
+    router.include_router(commands.routes(service))
+    database = service.database
     assert database is not None
-    assert decider is not None
-
-    async def carry_out(decide: Callable[[Session], Sequence[Event]], key: str | None) -> Said:
-        command = key or str(uuid4())
-        events = await decider.carry_out(decide, cause=command, journey=command)
-        await decider.settled()
-        return Said(events=[{"type": event.type, **event.model_dump(mode="json")} for event in events])
-
-    @router.post("/specs", tags=["specs"])
-    async def apply_spec(request: Request, key: Key = None, actor: Actor = "unknown") -> Said:
-        """Apply a model spec, YAML or JSON. The same spec again changes nothing."""
-        spec = _spec(await request.body())
-        return await carry_out(
-            lambda session: promotion.apply_spec(
-                store.model(session, spec.model), spec, actor, store.datasets_of_others(session, spec.model)
-            ),
-            key,
-        )
 
     @router.get("/models", tags=["models"])
     def list_models() -> list[dict[str, Any]]:
@@ -92,10 +48,16 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/models/{name}/rollouts", tags=["models"])
     def list_rollouts(name: Name) -> list[dict[str, Any]]:
-        """Every change of the champion, newest first, with reason and actor."""
+        """Every change of the traffic plan, newest first, with roles, reason and actor."""
         with database.read() as session:
             store.known_model(session, name)
             return [_rollout(row) for row in store.rollouts(session, name)]
+
+    @router.get("/models/{name}/rollout", tags=["models"])
+    def rollout(name: Name) -> dict[str, Any]:
+        """The traffic plan in force: what was observed of each version, and what comes next."""
+        with database.read() as session:
+            return showing.rollout(store.known_model(session, name))
 
     @router.get("/models/{name}/versions/{version}", tags=["models"])
     def get_version(name: Name, version: Version) -> dict[str, Any]:
@@ -138,68 +100,20 @@ def routes(service: Service) -> APIRouter:
         """What was known at a time (ISO 8601; UTC when no zone is given), of all models or of one."""
         time = _in_utc(time)
         with database.read() as session:
-            known = history.fold(store.events_until(session, history.KINDS, time, model))
+            known = history.fold(store.said_until(session, history.KINDS, time, model))
         return {"time": time.isoformat(), "models": [_known(known[name]) for name in sorted(known)]}
-
-    @router.post("/models/{name}/promote", tags=["commands"])
-    async def promote(name: Name, body: Promote, key: Key = None, actor: Actor = "unknown") -> Said:
-        """Make a version champion by hand; also the answer to approval-requested."""
-        return await carry_out(
-            lambda session: promotion.promote(
-                store.known_model(session, name), store.deployable(session, name, body.version), actor, body.reason
-            ),
-            key,
-        )
-
-    @router.post("/models/{name}/rollback", tags=["commands"])
-    async def rollback(
-        name: Name, body: Annotated[Because, Body()] = Because(), key: Key = None, actor: Actor = "unknown"
-    ) -> Said:
-        """Go back to the champion before the present one."""
-        return await carry_out(lambda session: _back(session, name, key, actor, f"rollback: {body.reason}"), key)
-
-    @router.post("/models/{name}/train", tags=["commands"], status_code=202)
-    async def train(
-        name: Name, body: Annotated[Because, Body()] = Because(), key: Key = None, actor: Actor = "unknown"
-    ) -> Said:
-        """Ask for a run now, whatever the triggers say."""
-
-        def request(session: Session) -> list[Event]:
-            store.known_model(session, name)
-            return [TrainingRequested(model=name, reason=body.reason, actor=actor)]
-
-        return await carry_out(request, key)
 
     return router
 
 
-def _back(session: Session, name: str, key: str | None, actor: str, reason: str) -> Sequence[Event]:
-    model = store.known_model(session, name)
-    # Sent again after it was done, there may be no champion left to go back to.
-    if key and recorded(session, derived_id(key, RolloutChanged.type, name, "")):
-        return []
-    return promotion.promote(model, store.before(session, name), actor, reason)
-
-
-def _spec(text: bytes) -> ModelSpec:
-    try:
-        data = json.loads(text) if text.lstrip().startswith(b"{") else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Invalid(f"the spec is neither YAML nor JSON: {error}") from error
-    try:
-        return ModelSpec.model_validate(data)
-    except ValidationError as error:
-        raise Invalid(f"the spec breaks a rule: {explain(error)}") from error
-
-
-def _summary(session: Session, model: promotion.Model) -> dict[str, Any]:
-    rollouts = store.rollouts(session, model.name)
+def _summary(session: Session, model: Model) -> dict[str, Any]:
     newest = next(iter(store.versions(session, model.name)), None)
     return {
         "model": model.name,
         "spec_version": model.spec_version,
         "champion": model.champion.version if model.champion else None,
-        "since": utc(rollouts[0].time).isoformat() if rollouts else None,
+        "since": since.isoformat() if (since := store.champion_since(session, model.name)) else None,
+        "plan": showing.planned(model.plan) if model.plan else [],
         "newest": _version(newest) if newest else None,
     }
 
@@ -217,6 +131,7 @@ def _known(known: history.Known) -> dict[str, Any]:
         "model": model.name,
         "spec_version": model.spec_version,
         "champion": model.champion.version if model.champion else None,
+        "plan": showing.planned(model.plan) if model.plan else [],
         "past": list(model.past),
         "versions": [
             {"version": version, "run": run, "verdict": known.verdicts.get(version, "none yet")}
@@ -248,4 +163,5 @@ def _version(row: store.VersionRow) -> dict[str, Any]:
 
 
 def _rollout(row: store.RolloutRow) -> dict[str, Any]:
-    return row.model_dump(mode="json") | {"time": utc(row.time).isoformat()}
+    roles = row.roles or [{"version": row.version, "role": "champion", "share": 1.0}]
+    return row.model_dump(mode="json") | {"roles": roles, "time": utc(row.time).isoformat()}
