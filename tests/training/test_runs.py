@@ -135,11 +135,28 @@ class Training:
 
 
 def rollout(run: str, version: int) -> RolloutChanged:
+    return RolloutChanged(
+        model="digits", plan=Plan(champion=deployed(run, version)), reason="the gate holds", actor="registry"
+    )
+
+
+def beside(champion: Deployed, role: str, run: str) -> RolloutChanged:
+    """Version 7 has a part in the plan."""
+    part = {"candidate": deployed(run, 7), "weight": 0.1}
+    plans = {
+        "canary": {"canary": part | {"step": 0, "policy": {}}},
+        "arm": {"trial": {"arms": [part], "policy": {}}},
+        "shadow": {"shadows": [part]},
+    }
+    plan = Plan.model_validate({"champion": champion, **plans[role]})
+    return RolloutChanged(model="digits", plan=plan, reason="r", actor="ada")
+
+
+def deployed(run: str, version: int) -> Deployed:
     artifact = Artifact(uri="file:///a", digest="a", size=1)
     tensor = Tensor(name="x", datatype="FP64", shape=(-1, 1))
     signature = Signature(features=("x",), input=tensor, outputs=(tensor,))
-    champion = Deployed(version=version, run=run, onnx=artifact, profile=artifact, signature=signature)
-    return RolloutChanged(model="digits", plan=Plan(champion=champion), reason="the gate holds", actor="registry")
+    return Deployed(version=version, run=run, onnx=artifact, profile=artifact, signature=signature)
 
 
 @pytest.fixture
@@ -282,6 +299,40 @@ def test_a_run_ends_with_its_verdict_whichever_it_is(trained, outcome):
     assert trained.model.running is None
     assert trained.decide() is None
     trained.request()
+    assert trained.decide()
+
+
+@pytest.mark.parametrize("role", ["canary", "arm", "shadow"])
+def test_a_run_ends_when_its_version_gets_a_part_in_the_plan(trained, role):
+    trained.request()
+    run = trained.decide()
+    trained.hear(beside(trained.model.champion, role, run.run))
+
+    assert trained.model.running is None
+    assert trained.model.champion.version == 1
+
+
+@pytest.mark.parametrize("role", ["canary", "arm"])
+def test_no_run_is_begun_while_a_version_is_tried_beside_the_champion_and_what_came_meanwhile_is_not_lost(
+    trained, role
+):
+    champion = trained.model.champion
+    trained.hear(beside(champion, role, "another run"))
+    trained.commit(100)
+    trained.request()
+
+    assert trained.decide() is None
+    assert why_not(trained.model, trained.data) == (
+        "version 7 is tried beside the champion: the next run waits for the end of that"
+    )
+    trained.hear(rollout(champion.run, 1))
+    assert [trigger.kind for trigger in trained.decide().triggers] == ["data-committed", "training-requested"]
+
+
+def test_a_shadow_keeps_no_run_waiting(trained):
+    trained.hear(beside(trained.model.champion, "shadow", "another run"))
+    trained.request()
+
     assert trained.decide()
 
 
