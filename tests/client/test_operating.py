@@ -202,6 +202,7 @@ async def test_what_the_registry_knew_at_a_time_is_told(own, registry):
             "model": "m",
             "spec_version": 1,
             "champion": 1,
+            "plan": [{"version": 1, "role": "champion", "share": 1}],
             "past": [],
             "versions": [{"version": 1, "run": "run-1", "verdict": "promoted"}],
         }

@@ -137,20 +137,6 @@ async def registering(broker: Broker, database_url: str, folder: Any) -> AsyncIt
         yield Registry(http, beside, name("m"))
 
 
-@pytest.fixture
-async def registry(broker, database_url, tmp_path) -> AsyncIterator[Registry]:
-    async with registering(broker, database_url, tmp_path) as registry:
-        yield registry
-
-
-@pytest.fixture
-async def known(broker, tmp_path) -> AsyncIterator[Registry]:
-    """A registry that knows the model, where the kind of database makes no difference."""
-    async with registering(broker, f"sqlite:///{tmp_path}/registry.db", tmp_path) as registry:
-        assert (await registry.apply(spec(registry.model))).status_code == 200
-        yield registry
-
-
 def kinds(said: httpx.Response) -> list[str]:
     assert said.is_success, said.text
     return [event["type"] for event in said.json()["events"]]

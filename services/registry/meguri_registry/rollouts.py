@@ -153,7 +153,7 @@ def shares(plan: Plan) -> dict[int, float]:
     given = {arm.candidate.version: arm.weight for arm in (plan.trial.arms if plan.trial else ())}
     given |= {plan.canary.candidate.version: plan.canary.weight} if plan.canary else {}
     beside = {shadow.candidate.version: shadow.share for shadow in plan.shadows}
-    return {plan.champion.version: 1 - sum(given.values()), **given, **beside}
+    return {plan.champion.version: 1.0 - sum(given.values()), **given, **beside}
 
 
 def crowned(plan: Plan | None, champion: Deployed) -> Plan:

@@ -9,9 +9,8 @@ from sqlmodel import Session
 from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import Invalid
-from meguri_registry import history, showing, store
-from meguri_registry.api import commands
-from meguri_registry.api.commands import Name, Version
+from meguri_registry import commands, history, showing, store
+from meguri_registry.commands import Name, Version
 from meguri_registry.models import Model
 
 
