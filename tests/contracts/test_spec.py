@@ -1,5 +1,6 @@
 """The model spec: what is understood, and what is said about the mistakes that people make."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,16 @@ MISTAKES = {
     "no row kept out": ({"validation": {"holdout": 0}}, "holdout.*greater than 0"),
     "a window that cannot be judged": ({"monitor": {"window_rows": 100}}, "window_rows 100 is below min_rows 200"),
 }
+
+
+def test_what_the_first_release_did_not_know_stands_in_a_spec_only_if_it_says_something():
+    before = {"model", "task", "dataset", "features", "target", "estimator", "validation", "gate", "retrain", "monitor"}
+    news = {"rollout": {"strategy": "canary"}, "log": "none"}
+
+    assert set(spec().model_dump()) == before
+    assert set(json.loads(spec(**news).model_dump_json())) == before | set(news)
+    for one in (spec(), spec(**news)):
+        assert ModelSpec.model_validate_json(one.model_dump_json()) == one
 
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES.values(), ids=MISTAKES)

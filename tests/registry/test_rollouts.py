@@ -1,14 +1,17 @@
 import re
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meguri_contracts.errors import Conflict, Invalid
 from meguri_contracts.events import ApprovalRequested, Plan, PromotionRejected, RolloutChanged, TrainingRequested
 from meguri_registry import rollouts
-from meguri_registry.models import Model
+from meguri_registry.models import Model, evolve, versions
 from meguri_registry.promotion import judge
 from meguri_registry.rollouts import roles, verdicts
-from tests.registry.plans import Rollouts, arm, reason, version
+from tests.registry.plans import Rollouts, arm, reason, scored, version
 from tests.registry.test_promotion import trained, types
 
 CANARY = {"rollout": {"strategy": "canary", "canary": {"steps": [0.1, 0.5], "requests": 100}}}
@@ -232,3 +235,62 @@ def test_a_step_further_is_a_plan_with_what_was_seen_forgotten(traffic):
     assert types(said) == [RolloutChanged]
     assert traffic.model.seen == {}
     assert traffic.model.rollout != before
+
+
+# --- whatever happens -------------------------------------------------------------------------------------------------
+
+numbers = st.integers(1, 5)
+happenings = st.lists(
+    st.tuples(st.sampled_from(["promote", "canary", "shadow", "stop"]), numbers)
+    | st.tuples(st.just("ab"), st.lists(numbers, min_size=1, max_size=3))
+    | st.tuples(st.just("end"), numbers)
+    | st.tuples(st.just("rollback"), numbers)
+    | st.tuples(st.just("observe"), st.integers(0, 800), st.sampled_from([0, 0.5]))
+    | st.tuples(st.just("measure"), st.sampled_from([0.2, 0.5, 0.9])),
+    max_size=25,
+)
+
+
+def happen(traffic: Rollouts, what: str, *how) -> None:
+    plan = traffic.plan
+    match what, how:
+        case "ab", (numbers,):
+            traffic.ab(*numbers)
+        case "end", _:
+            traffic.end()
+        case "rollback", _:
+            traffic.promote(rollouts.previous(traffic.model))
+        case "observe", (requests, failing):
+            arms = (arm(one.version, "arm", requests, int(requests * failing)) for one in plan.challengers)
+            traffic.observe(arm(plan.champion.version, "champion", 1000), *arms)
+        case "measure", (right,):
+            arms = (scored(one.version, 200, right) for one in plan.challengers)
+            traffic.measure(scored(plan.champion.version, 200, 0.5), *arms)
+        case command, (number,):
+            getattr(traffic, command)(number)
+
+
+@given(happenings)
+def test_whatever_happens_a_plan_is_whole_and_the_log_tells_it(happenings):
+    traffic = Rollouts()
+    for happening in happenings:
+        with suppress(Conflict, Invalid):
+            happen(traffic, *happening)
+        plan, model = traffic.plan, traffic.model
+        answering = [plan.champion.version, *(one.version for one in plan.challengers)]
+        assert sum(traffic.answering[one] for one in answering) == pytest.approx(1)
+        assert min(traffic.answering.values()) > 0
+        assert len(set(versions(plan))) == len(plan.deployed)
+        assert not (plan.canary and plan.trial)
+        assert plan.champion.version not in model.past
+        assert len(set(model.past)) == len(model.past)
+        assert plan.champion.served.digest not in model.rolled_back
+
+    changes = [event for event in traffic.log if isinstance(event, RolloutChanged)]
+    champions = [event.plan.champion.version for event in changes]
+    assert [event.previous for event in changes] == [None, *champions[:-1]]
+    assert changes[-1].plan == traffic.plan
+    folded = Model(name="digits")
+    for number, event in enumerate(traffic.log, start=1):
+        folded = evolve(folded, event, f"event {number}", traffic.now)
+    assert folded == traffic.model == Model.model_validate_json(traffic.model.model_dump_json())

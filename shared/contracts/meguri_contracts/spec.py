@@ -7,7 +7,15 @@ from functools import cached_property
 from math import prod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from meguri_contracts.gates import Gate, parse_gate
 from meguri_contracts.names import DatasetName, ModelName
@@ -234,6 +242,14 @@ class ModelSpec(_Spec):
         if unknown := [m for rule in parse_gate(self.gate) for m in rule.metrics if m not in known]:
             raise ValueError(f"gate: {unknown[0]!r} is no metric of a {self.task}; known are {', '.join(known)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_news(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What the first release did not know is left out where it says nothing: its replicas refuse unknown fields, and the
+        digest of a spec stays what it was."""
+        news = {"rollout": Rollout(), "log": PredictionLog()}
+        silent = {name for name, usual in news.items() if getattr(self, name) == usual}
+        return {name: value for name, value in dump(self).items() if name not in silent}
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
