@@ -366,7 +366,7 @@ class Judged(Part):
 
 
 class PromotionRejected(Event):
-    """The gate did not hold; the champion stays."""
+    """The gate did not hold, or it was compared with another champion, or another version is tried; the champion stays."""
 
     type = "meguri.promotion-rejected.v1"
     key_field = "model"
