@@ -1,6 +1,6 @@
 """Monitoring in the test's own process, and predictions as inference publishes them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,14 +17,18 @@ import pytest
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.profiles import profile_of
 from meguri_contracts.events import (
+    Arm,
+    Canary,
     Deployed,
     Event,
     Plan,
     RolloutChanged,
+    Shadow,
     Signature,
     Tensor,
+    Trial,
 )
-from meguri_contracts.spec import ModelSpec
+from meguri_contracts.spec import CanaryPolicy, ModelSpec, TrialPolicy
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, PREDICTION_PREFIX, PREDICTIONS
 from meguri_monitoring.app import build
 from meguri_monitoring.handlers import NAME
@@ -42,20 +46,32 @@ def values(rows: int, seed: int, moved: float = 0.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, 2)) + np.array([moved, 0.0])
 
 
-def message(model: str, rows: np.ndarray, producer: str = "camera-a", version: int = 1, **columns: Any) -> bytes:
-    """Predictions as inference publishes them."""
+def message(
+    model: str,
+    rows: np.ndarray,
+    producer: str = "camera-a",
+    version: int = 1,
+    *,
+    ids: Sequence[str] | None = None,
+    role: str | None = None,
+    time: datetime = datetime(2026, 5, 1, tzinfo=UTC),
+    answer: Mapping[str, Sequence[Any]] | None = None,
+    **columns: Any,
+) -> bytes:
+    """Predictions as inference publishes them; without a role, as a replica does that knows of none."""
     n = len(rows)
+    details = {"_entity": ["customer-7"] * n, "_role": [role] * n, "_latency": [1500] * n} if role else {}
     table = pa.table(
         {
-            "prediction_id": [name("p") for _ in range(n)],
-            "time": pa.array([datetime(2026, 5, 1, tzinfo=UTC)] * n, pa.timestamp("us", "UTC")),
+            "prediction_id": ids or [name("p") for _ in range(n)],
+            "time": pa.array([time] * n, pa.timestamp("us", "UTC")),
             "model": [model] * n,
             "version": [version] * n,
             "producer": [producer] * n,
             "trace_id": [TRACE] * n,
+            **details,
             **(columns or dict(zip(FEATURES, rows.T, strict=True))),
-            "label": [7] * n,
-            "probability": [0.9] * n,
+            **(answer or {"label": [7] * n, "probability": [0.9] * n}),
         }
     )
     sink = pa.BufferOutputStream()
@@ -91,13 +107,32 @@ class Monitoring:
         await self.wire.apply(ModelSpec.model_validate(spec))
         await self.roll_out(1)
 
-    async def roll_out(self, version: int, seed: int = 0) -> None:
+    async def roll_out(
+        self,
+        version: int,
+        seed: int = 0,
+        *,
+        canary: int | None = None,
+        arms: Sequence[int] = (),
+        shadow: int | None = None,
+    ) -> int:
+        """Say a traffic plan; returns its sequence. The references of all versions are alike, but for the champion's seed."""
+        candidate = await self.deployed(canary) if canary else None
+        trial = [Arm(candidate=await self.deployed(arm), weight=0.3) for arm in arms]
+        plan = Plan(
+            champion=await self.deployed(version, seed),
+            canary=Canary(candidate=candidate, weight=0.1, step=0, policy=CanaryPolicy()) if candidate else None,
+            trial=Trial(arms=trial, policy=TrialPolicy()) if trial else None,
+            shadows=[Shadow(candidate=await self.deployed(shadow))] if shadow else [],
+        )
+        changed = RolloutChanged(model=self.model, plan=plan, previous=1, reason="the gate holds", actor="registry")
+        return await self.wire.say(changed)
+
+    async def deployed(self, version: int, seed: int = 0) -> Deployed:
         profile = await self.artifacts.put(profile_of(FEATURES, values(1000, seed)).to_json())
         tensor = Tensor(name="x", datatype="FP64", shape=(-1, 2))
         signature = Signature(features=FEATURES, input=tensor, outputs=(tensor,))
-        champion = Deployed(version=version, run=f"run-{version}", onnx=profile, profile=profile, signature=signature)
-        plan = Plan(champion=champion)
-        await self.wire.say(RolloutChanged(model=self.model, plan=plan, reason="the gate holds", actor="registry"))
+        return Deployed(version=version, run=f"run-{version}", onnx=profile, profile=profile, signature=signature)
 
     async def predict(self, *messages: bytes) -> int:
         """Publish messages of predictions; returns the sequence of the last."""

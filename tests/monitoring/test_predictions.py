@@ -6,11 +6,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from meguri_contracts.errors import Invalid, Malformed
-from meguri_monitoring import predictions
-from meguri_monitoring.predictions import TableBusy, append, find, read
+from meguri_monitoring import tables
+from meguri_monitoring.predictions import read
+from meguri_monitoring.tables import TableBusy, append, find
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -93,7 +94,7 @@ def test_narrow_types_and_dictionaries_are_read_and_missing_values_are_nan():
         (table(["a"]).drop_columns(["time"]), "predictions are prediction_id"),
         (table(["a"]).drop_columns(["x", "y"]), "predictions are prediction_id"),
         (table(["a"], sequence=[1.0]), "'sequence' cannot be a feature"),
-        (table(["a"], x=["nine"]), "wrong type"),
+        (table(["a"], x=[[1.0]]), "wrong type"),
         (table([None]), "'prediction_id' is empty in 1"),
     ],
 )
@@ -145,7 +146,7 @@ def test_writers_that_race_with_the_same_message_write_it_once(tmp_path):
 
 
 def test_many_appends_leave_few_files_and_still_know_what_came(tmp_path, monkeypatch):
-    monkeypatch.setattr(predictions, "COMPACT_EVERY", 5)
+    monkeypatch.setattr(tables, "COMPACT_EVERY", 5)
     for sequence in range(1, 13):
         append(str(tmp_path), batches([f"{sequence}"], sequence))
 
@@ -178,3 +179,112 @@ def test_a_prediction_that_is_nowhere_is_none(tmp_path):
     append(str(tmp_path), batches(["a", "b:0"], 1))
 
     assert [find(str(tmp_path), one) for one in ("z", "", "b:", "b:1", ":0")] == [None] * 5
+
+
+# --- what is kept of each prediction since there are roles -------------------------------------------------------------
+
+
+def detailed(ids, roles, entities=None, latencies=None, **more) -> pa.Table:
+    """Rows as replicas send them that know of roles: three columns more, after those of every prediction."""
+    rows = table(ids, **more)
+    details = {
+        "_entity": pa.array(entities or [None] * len(ids), pa.string()),
+        "_role": pa.array(roles, pa.string()),
+        "_latency": pa.array(latencies or [None] * len(ids), pa.int64()),
+    }
+    for at, (name, column) in enumerate(details.items()):
+        rows = rows.add_column(6 + at, name, column)
+    return rows
+
+
+def test_entity_role_and_latency_are_read_and_filled_in_where_an_older_replica_sent_none():
+    (new,) = read(sent(detailed(["a"], ["canary"], ["customer-7"], [1500])), 2)
+    (old,) = batches(["b"], 1)
+
+    columns = ("_entity", "_role", "_latency")
+    assert new.frame.select(columns).row(0) == ("customer-7", "canary", 1500)
+    assert old.frame.select(columns).row(0) == (None, "champion", None)
+    assert old.frame.schema == new.frame.schema
+    assert new.features == ("x", "y")
+
+
+def test_rows_of_a_shadow_are_kept_but_not_among_those_that_are_counted():
+    (batch,) = read(sent(detailed(["a", "b", "c"], ["arm", "shadow", "shadow"])), 1)
+
+    assert (batch.ids, batch.producers, batch.rows.tolist()) == (("a",), ("scanner-a",), [[0.0, 0.5]])
+    assert batch.frame["prediction_id"].to_list() == ["a", "b", "c"]
+
+
+def test_text_and_booleans_stay_what_they_are_and_only_numbers_and_booleans_have_rows():
+    (batch,) = batches(["a", "b"], 1, x=[1, 2], town=["Kiel", None], open=[True, None])
+
+    assert batch.frame.schema["x"] == pl.Int64
+    assert batch.frame.select("town", "open").rows() == [("Kiel", True), (None, None)]
+    assert (batch.features, batch.flags) == (("x", "open"), {"open"})
+    assert batch.rows[0].tolist() == [1.0, 1.0]
+    assert np.isnan(batch.rows[1, 1])
+
+
+def test_predictions_on_text_alone_are_read():
+    (batch,) = batches(["a", "b"], 1, town=["Kiel", "Ulm"])
+
+    assert (batch.features, batch.rows.shape) == ((), (2, 0))
+
+
+def test_an_outlier_has_a_label_and_a_score():
+    rows = table(["a"]).rename_columns({"probability": "score"})
+    (batch,) = read(sent(rows), 1)
+
+    assert batch.features == ("x", "y")
+    assert batch.frame.select("label", "score").row(0) == ("7", 0.9)
+
+
+OLDER = ("_entity", "_role", "_latency")
+
+
+def write_as_before(uri: str, sequence: int, *ids: str, **features) -> None:
+    """Append to a table as releases did that knew of no roles, and had each feature as a number."""
+    (batch,) = batches(ids, sequence, **features)
+    frame = batch.frame.drop(OLDER).cast(dict.fromkeys(batch.features, pl.Float64))
+    marker = CommitProperties(app_transactions=[Transaction("predictions", sequence)])
+    write_deltalake(uri, frame.to_arrow(), mode="append", commit_properties=marker)
+
+
+def test_a_table_of_before_takes_rows_with_roles_and_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "COMPACT_EVERY", 3)
+    uri = str(tmp_path)
+    write_as_before(uri, 1, "old", x=[1], y=[0.5])
+    (with_roles,) = read(sent(detailed(["new"], ["canary"], ["customer-7"], [1500], x=[2], y=[0.5])), 3)
+    (without,) = batches(["older replica"], 2, x=[3.0], y=[0.5])
+    (shadow,) = read(sent(detailed(["old"], ["shadow"])), 4)
+
+    # Old and new messages in one append, and again after the table has the columns.
+    assert append(uri, [without, with_roles]) == 2
+    assert append(uri, [without, with_roles]) == 0
+    assert append(uri, [shadow]) == 1
+    given = tables.scan(uri).collect().sort("sequence")
+    assert given.select("prediction_id", *OLDER, "x").rows() == [
+        ("old", None, "champion", None, 1.0),
+        ("older replica", None, "champion", None, 3.0),
+        ("new", "customer-7", "canary", 1500, 2.0),
+    ]
+    assert tables.scan(uri, shadow=True).collect()["sequence"].to_list() == [4]
+    assert tables.kept_up_to(uri) == 4
+    assert find(uri, "old")["_role"] == "champion"
+    assert find(uri, "old", shadow=True)["_role"] == "shadow"
+
+
+def test_a_table_of_before_that_nobody_wrote_to_since_is_read(tmp_path):
+    write_as_before(str(tmp_path), 1, "old")
+
+    assert find(str(tmp_path), "old")["_role"] == "champion"
+    assert find(str(tmp_path), "old", shadow=True) is None
+
+
+def test_what_is_not_the_same_in_the_type_of_the_table_is_refused(tmp_path):
+    append(str(tmp_path), batches(["a"], 1, x=[1], town=["Kiel"]))
+
+    with pytest.raises(Invalid, match="column 'x' is Float64 in predictions and Int64 in their table"):
+        append(str(tmp_path), batches(["b"], 2, x=[0.5], town=["Ulm"]))
+    append(str(tmp_path), batches(["c"], 3, x=[2], town=pa.nulls(1)))
+    assert rows_of(tmp_path).sort("sequence").select("x", "town").rows() == [(1, "Kiel"), (2, None)]

@@ -125,6 +125,7 @@ async def test_drift_and_its_end_are_one_reaction_further_from_outside_than_the_
     async with at() as monitoring:
         await monitoring.watch()
         rollout = (await monitoring.wire.heard(RolloutChanged, monitoring.model))[-1]
+        await monitoring.roll_out(2)
         await monitoring.wire.publish("rollout-changed", monitoring.model, rollout.body, {"ce-hops": "4"})
         await digest(monitoring)
         for part, moved in enumerate((3.0, 0.0)):
@@ -218,6 +219,9 @@ def test_windows_of_an_older_database_belong_to_its_last_rollout(database_url):
         state = store.state(session, "m")
         assert (state.champion, state.rollout, state.hops) == (2, 7, 3)
         assert store.open_window(session, "m", 2, 7).last == 9
+        plan = store.plan(session, "m")
+        assert plan is not None
+        assert (plan.versions, plan.rollout, plan.hops, plan.measured) == ((2,), 7, 3, [])
         rollouts = {row.id: row.rollout for row in store.judged_windows(session, "m", 9)}
     database.close()
     assert rollouts == {1: 0, 2: 7}
@@ -226,10 +230,11 @@ def test_windows_of_an_older_database_belong_to_its_last_rollout(database_url):
 def _older() -> dict[str, list[dict[str, Any]]]:
     span = {"first": 1, "last": 2, "rows": 3}
     judged = {"version": 2, "window": span, "judged": True, "drifted": [], "producer": "", "share": 0, "samples": []}
-    entry = {"kind": "rollout-changed", "key": "m", "time": datetime.now(UTC), "body": b"{}"}
+    body = json.dumps({"plan": {"champion": {"version": 2}}}).encode()
+    entry = {"kind": "rollout-changed", "key": "m", "time": datetime.now(UTC), "body": body}
     return {
         "log_journal": [
-            entry | {"sequence": 5, "event_id": "a", "headers": "{}", "applied": True},
+            entry | {"sequence": 5, "event_id": "a", "headers": "{}", "applied": True, "body": b"{}"},
             entry | {"sequence": 7, "event_id": "b", "headers": json.dumps({"ce-hops": "3"}), "applied": True},
             entry | {"sequence": 8, "event_id": "b", "headers": "{}", "applied": False},
         ],

@@ -120,7 +120,7 @@ async def test_the_first_predictions_of_a_version_do_not_decide_for_those_that_f
     await monitoring.predict(odd("other features", monitoring.model), message(monitoring.model, values(WINDOW, 2)))
 
     await monitoring.windows(1)
-    assert monitoring.kept().columns[6:8] == ["x", "y"]
+    assert monitoring.kept().columns[9:11] == ["x", "y"]
 
 
 async def test_a_version_without_a_reference_that_changes_its_columns_stops_nobody(monitoring):

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from meguri_chassis.profiles import KEPT, profile_of
 from meguri_contracts.errors import Invalid, Malformed
+from meguri_contracts.spec import Monitor
+from meguri_monitoring.episodes import judge
 from meguri_monitoring.predictions import Batch
 from meguri_monitoring.windows import MAX_PRODUCERS, OTHERS, SAMPLES, Window, add
 
@@ -136,3 +138,34 @@ def test_rows_of_other_features_are_refused():
 def test_what_is_no_window_is_malformed(data):
     with pytest.raises(Malformed, match="not a window"):
         Window.from_bytes(data)
+
+
+def mixed(flag: bool) -> Batch:
+    """Predictions on a number, a boolean and, what `features` leaves out, a text."""
+    rows = np.column_stack([ROWS[:50, 0], np.full(50, float(flag))])
+    ids = tuple(str(i) for i in range(50))
+    return Batch("m", 1, 1, ("x", "open"), rows, ids, PRODUCERS[:50], pl.DataFrame(), frozenset({"open"}))
+
+
+def test_of_mixed_features_those_that_the_reference_has_are_counted():
+    without, with_flag = profile_of(("x",), ROWS[:500, :1]), profile_of(("x", "open"), ROWS[:500])
+
+    assert [list(window.profile(of).features) for of in (without, with_flag) for window in [add_all(of)]] == [
+        ["x"],
+        ["x", "open"],
+    ]
+    with pytest.raises(Invalid, match="have 1 features, not the 2 of its reference"):
+        add(Window(), mixed(True), REFERENCE, 100)
+
+
+def add_all(reference) -> Window:
+    return add(Window(), mixed(True), reference, 100)[1]
+
+
+def test_a_model_of_texts_alone_has_windows_that_say_nothing():
+    reference = profile_of((), np.empty((500, 0)))
+    texts = Batch("m", 1, 1, (), np.empty((300, 0)), tuple(map(str, range(300))), PRODUCERS[:300], pl.DataFrame())
+    (closed,), _ = add(Window(), texts, reference, 300)
+
+    judged = judge(1, closed, reference, Monitor())
+    assert (judged.judged, judged.moved, judged.window.rows) == (False, False, 300)

@@ -1,25 +1,32 @@
-"""HTTP out: episodes, windows, predictions."""
+"""HTTP out: episodes, windows, predictions, shadows and quality."""
 
 import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import polars as pl
 from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import predictions, store
+from meguri_monitoring import recorded, shadows, store, tables
+from meguri_monitoring.measuring import Measurer
 
+ARROW = "application/vnd.apache.arrow.stream"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-def routes(service: Service) -> APIRouter:
+def routes(service: Service, measurer: Measurer) -> APIRouter:
     """Return the routes of monitoring."""
     router = APIRouter(tags=["monitoring"])
     database = service.database
     assert database is not None
+    reading = asyncio.Semaphore(1)
 
     @router.get("/episodes")
     def list_episodes(model: Name | None = None, open: bool = False) -> list[dict[str, Any]]:
@@ -41,14 +48,97 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/predictions/{prediction_id}")
     async def get_prediction(prediction_id: str, model: Name | None = None) -> dict[str, Any]:
-        """A kept prediction: when, by which version, for which producer, in which trace, on what, and the answer."""
-        with database.read() as session:
-            versions = store.versions(session, model)
+        """A kept prediction: when, by which version, for which producer, in which trace, on what, and the answer.
+
+        `shadows` are the answers that shadows would have given in its place.
+        """
+        versions = await database.ask(lambda session: store.versions(session, model))
         for row in versions:
-            uri = predictions.table_uri(service.settings.data_url, row.model, row.version)
-            if found := await asyncio.to_thread(predictions.find, uri, prediction_id):
-                return found
+            uri = tables.table_uri(service.settings.data_url, row.model, row.version)
+            if found := await asyncio.to_thread(tables.find, uri, prediction_id):
+                return found | {"shadows": await asyncio.to_thread(_shadows, found, versions)}
         raise NotFound(f"no prediction {prediction_id!r} is kept; one is a moment after it was made")
+
+    @router.get("/models/{name}/shadows/{version}")
+    async def compare_shadow(
+        name: Name,
+        version: int,
+        since: datetime | None = None,
+        worst: Annotated[int, Query(ge=0, le=1000)] = 10,
+    ) -> dict[str, Any]:
+        """How far the answers of a shadow are from those that were given in their place, since a time; the worst pairs."""
+        versions = await database.ask(lambda session: store.versions(session, name))
+        return await asyncio.to_thread(_disagreement, versions, name, version, since, worst)
+
+    @router.get("/models/{name}/quality")
+    async def get_quality(name: Name) -> dict[str, Any]:
+        """How many answers of each answering version have a label, and their mean score, since the versions are these.
+
+        A score is 1 or 0 for a right or a wrong class, or minus the absolute error of a regression.
+        """
+        plan = await database.ask(lambda session: store.plan(session, name))
+        if plan is None:
+            raise NotFound(f"model {name!r} has no champion yet")
+        return await asyncio.to_thread(_quality, plan)
+
+    @router.get("/models/{name}/recorded", response_class=StreamingResponse)
+    async def get_recorded(
+        name: Name, last: Annotated[int, Query(ge=1, le=recorded.MAX_ROWS)] = 10_000
+    ) -> StreamingResponse:
+        """The latest recorded requests of a model with the answers that were given, by time and id, as an Arrow IPC stream."""
+        versions = await database.ask(lambda session: store.versions(session, name))
+        # One at a time: each is held in memory.
+        async with reading:
+            rows = await asyncio.to_thread(_recorded, versions, name, last)
+        return StreamingResponse(recorded.arrow_stream(rows), media_type=ARROW)
+
+    def _scan(model: str, version: int, *, shadow: bool = False) -> pl.LazyFrame | None:
+        return tables.scan(tables.table_uri(service.settings.data_url, model, version), shadow=shadow)
+
+    def _shadows(given: dict[str, Any], versions: Sequence[store.VersionRow]) -> list[dict[str, Any]]:
+        uris = [
+            tables.table_uri(service.settings.data_url, row.model, row.version)
+            for row in versions
+            if row.shadow and row.model == given["model"]
+        ]
+        found = (tables.find(uri, given["prediction_id"], shadow=True) for uri in uris)
+        return [one for one in found if one]
+
+    def _disagreement(
+        versions: Sequence[store.VersionRow], model: str, version: int, since: datetime | None, worst: int
+    ) -> dict[str, Any]:
+        asked = _scan(model, version, shadow=True)
+        given = [rows for row in versions if (rows := _scan(model, row.version)) is not None]
+        if asked is None or not given:
+            raise NotFound(f"no predictions of {model} version {version} are kept")
+        if since is not None:
+            asked = asked.filter(pl.col("time") >= (since if since.tzinfo else since.replace(tzinfo=UTC)))
+        return {"model": model, "version": version} | shadows.disagreement(asked, given, worst)
+
+    def _quality(plan: store.PlanRow) -> dict[str, Any]:
+        measured = measurer.count(plan)
+        since = utc(plan.since)
+        arms = []
+        for arm in measured.arms:
+            rows = _scan(plan.model, arm.version)
+            answers = 0 if rows is None else tables.count(rows.filter(pl.col("time") >= since))
+            arms.append(
+                {
+                    "version": arm.version,
+                    "answers": answers,
+                    "labels": arm.labels,
+                    "coverage": arm.labels / answers if answers else None,
+                    "mean_score": arm.total / arm.labels if arm.labels else None,
+                }
+            )
+        waiting = measured.labels - measured.counted
+        return {"model": plan.model, "since": since.isoformat(), "versions": arms, "labels_waiting": waiting}
+
+    def _recorded(versions: Sequence[store.VersionRow], model: str, last: int) -> pl.DataFrame:
+        given = [rows for row in versions if (rows := _scan(model, row.version)) is not None]
+        if not given:
+            raise NotFound(f"no predictions of {model} are kept")
+        return recorded.latest(given, last)
 
     return router
 

@@ -1,5 +1,7 @@
-"""Monitoring: keeps every prediction, holds windows of them against the reference, and tells of drift once per episode."""
+"""Monitoring: keeps every prediction, holds windows of them against the reference, tells of drift once per episode, and counts
+what labels say of the versions that answer."""
 
+import asyncio
 from pathlib import Path
 
 from meguri_chassis.artifacts import Artifacts
@@ -7,8 +9,9 @@ from meguri_chassis.bus import Hearing
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
-from meguri_contracts.topology import MONITORING_ROLLOUTS, PREDICTION_PREFIX, PREDICTIONS
+from meguri_contracts.topology import MONITORING_LABELS, MONITORING_ROLLOUTS, PREDICTION_PREFIX, PREDICTIONS
 from meguri_monitoring import api, handlers, projection, store
+from meguri_monitoring.measuring import Measurer
 from meguri_monitoring.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -21,6 +24,13 @@ def build(settings: Settings | None = None) -> Service:
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     assert service.decider is not None
     reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], handlers.NAME)
+    measurer = Measurer(
+        log=service.log,
+        database=database,
+        projection=tables,
+        decider=service.decider,
+        data_url=settings.data_url,
+    )
     watcher = handlers.Watcher(
         reader=reader,
         log=service.log,
@@ -30,10 +40,19 @@ def build(settings: Settings | None = None) -> Service:
         decider=service.decider,
         artifacts=Artifacts(settings.artifacts_url),
         data_url=settings.data_url,
+        kept=measurer.look,
     )
-    service.follow(reader, watcher.run)
+
+    async def watch_and_measure() -> None:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(watcher.run())
+            both.create_task(measurer.run())
+
+    service.follow(reader, watch_and_measure)
     service.reasons.append(watcher.trouble)
+    service.warnings.append(measurer.trouble)
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode]))
-    service.app.include_router(api.routes(service))
+    service.hear(Hearing(MONITORING_LABELS, [measurer.take]))
+    service.app.include_router(api.routes(service, measurer))
     return service

@@ -1,5 +1,6 @@
-"""Episodes of drift: one event when one begins, one when it ends, nothing in between.
+"""Episodes of drift of the champion: one event when one begins, one when it ends, nothing in between.
 
+Windows of versions that answer beside it are judged too, but what they saw is a part of its requests: they say nothing.
 `decide` says what follows from the latest windows, `resolve` what follows from another champion, `evolve` is the only
 place where an event changes what is known.
 """
@@ -60,8 +61,8 @@ class State:
     champion: int | None = None
     episode: Episode | None = None
     rollout: int = 0
-    """Sequence in the log of the rollout that made it serve. Windows belong to one rollout: a version that comes back
-    does not count on from where it was taken out of service."""
+    """Sequence in the log of the rollout that made it champion. Windows belong to one such rollout: a version that comes
+    back does not count on from where it was taken out of service. Those of versions beside it belong to it, too."""
     hops: int = 0
     """Reactions that lie between that rollout and what came from outside."""
 
@@ -108,6 +109,8 @@ def resolve(state: State, rollout: RolloutChanged) -> list[Event]:
 def evolve(state: State, event: Event, sequence: int = 0, hops: int = 0) -> State:
     """Return what is known after an event; `sequence` and `hops` are those of its message."""
     match event:
+        case RolloutChanged(plan=plan) if plan.champion.version == state.champion:
+            return state
         case RolloutChanged(plan=plan):
             return replace(state, champion=plan.champion.version, rollout=sequence, hops=hops)
         case DriftDetected(episode=id_, version=version, feature=feature, producer=producer):

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -24,7 +24,7 @@ from meguri_chassis.store import Database, locked_position, move_position
 from meguri_contracts.errors import Invalid, Malformed, MeguriError, PermanentError
 from meguri_contracts.events import Artifact, Event, RolloutChanged
 from meguri_contracts.names import derived_id, is_name
-from meguri_monitoring import episodes, predictions, store, windows
+from meguri_monitoring import episodes, predictions, store, tables, windows
 from meguri_monitoring.predictions import Batch
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ NAME = "monitoring-predictions"
 
 @hears(RolloutChanged)
 def end_episode(rollout: RolloutChanged, session: Session) -> Sequence[Event]:
-    """Another version serves: the drift that was seen of the one before is over."""
+    """Another version is champion: the drift that was seen of the one before is over."""
     return episodes.resolve(store.state(session, rollout.model), rollout)
 
 
@@ -62,6 +62,7 @@ class Watcher:
         decider: Decider,
         artifacts: Artifacts,
         data_url: str,
+        kept: Callable[[Iterable[str]], None],
     ) -> None:
         self._reader = reader
         self._log = log
@@ -71,6 +72,8 @@ class Watcher:
         self._decider = decider
         self._artifacts = artifacts
         self._data_url = data_url
+        self._say_kept = kept
+        """Told of which models predictions came into the tables."""
         self._references: dict[tuple[str, int], Profile | None] = {}
         self._position = 0
         self._trouble: str | None = None
@@ -110,7 +113,7 @@ class Watcher:
             if (position := store.position(session)) is not None:
                 return position
             for row in store.versions(session):
-                kept = predictions.kept_up_to(predictions.table_uri(self._data_url, row.model, row.version))
+                kept = tables.kept_up_to(tables.table_uri(self._data_url, row.model, row.version))
                 rollout = store.state(session, row.model).rollout
                 store.keep_open_window(session, row.model, row.version, rollout, windows.Window(last=kept))
             move_position(session.connection(), store.PREDICTIONS, 0)
@@ -154,6 +157,7 @@ class Watcher:
             kept = [batch for batch in batches if batch.sequence not in refused]
             await asyncio.to_thread(self._count, kept, last)
             self._position = last
+            self._say_kept({batch.model for batch in kept})
             await self._conclude()
 
     async def _read(self, message: Msg) -> Sequence[Batch]:
@@ -215,7 +219,7 @@ class Watcher:
         if reference := self._references[model, version]:
             for batch in batches:
                 windows.require_features(batch, reference)
-        predictions.append(predictions.table_uri(self._data_url, model, version), batches)
+        tables.append(tables.table_uri(self._data_url, model, version), batches)
 
     def _count(self, batches: Sequence[Batch], last: int) -> None:
         with self._database.write() as session:
@@ -260,5 +264,5 @@ def _follows(row: store.JudgedRow, session: Session) -> Sequence[Event]:
     state, rule = store.state(session, row.model), store.rule(session, row.model)
     if row.rollout != state.rollout:
         return []
-    # Windows of other versions and those without a verdict may lie between those that count.
+    # Windows without a verdict may lie between those that count.
     return episodes.decide(state, store.judged_up_to(session, row, 4 * rule.windows), rule)

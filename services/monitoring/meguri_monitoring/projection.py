@@ -3,22 +3,30 @@
 from sqlmodel import Session
 
 from meguri_chassis.log import Message
-from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged, SpecApplied
-from meguri_monitoring import episodes, store
+from meguri_contracts.events import (
+    DriftDetected,
+    EpisodeResolved,
+    Event,
+    LabelsArrived,
+    QualityMeasured,
+    RolloutChanged,
+    SpecApplied,
+)
+from meguri_monitoring import episodes, quality, store
 
-HEARS = (SpecApplied, RolloutChanged, DriftDetected, EpisodeResolved)
+HEARS = (SpecApplied, RolloutChanged, DriftDetected, EpisodeResolved, LabelsArrived, QualityMeasured)
 
 
 def evolve(session: Session, event: Event, message: Message) -> None:
-    rule = event.spec.monitor if isinstance(event, SpecApplied) else store.rule(session, event.key)
-    state = store.state(session, event.key)
-    store.keep(session, episodes.evolve(state, event, message.sequence, message.hops), rule)
     match event:
-        case RolloutChanged(plan=plan):
-            version = store.VersionRow(
-                model=event.model, version=plan.champion.version, profile=plan.champion.profile.model_dump()
-            )
-            session.merge(version)
+        case LabelsArrived():
+            _keep_labels(session, event, message)
+            return
+        case QualityMeasured():
+            _keep_measured(session, event)
+            return
+        case RolloutChanged():
+            _keep_plan(session, event, message)
         case DriftDetected():
             episode = store.EpisodeRow(
                 episode=event.episode,
@@ -32,3 +40,52 @@ def evolve(session: Session, event: Event, message: Message) -> None:
             if opened := session.get(store.EpisodeRow, event.episode):
                 opened.resolved, opened.reason = message.time, event.reason
                 session.add(opened)
+    rule = event.spec.monitor if isinstance(event, SpecApplied) else store.rule(session, event.key)
+    state = store.state(session, event.key)
+    store.keep(session, episodes.evolve(state, event, message.sequence, message.hops), rule)
+
+
+def _keep_plan(session: Session, rollout: RolloutChanged, message: Message) -> None:
+    """Keep the references of all versions, and who answers; since when and how well as long as it is the same ones."""
+    plan = rollout.plan
+    shadows = {shadow.candidate.version for shadow in plan.shadows}
+    for deployed in plan.deployed:
+        is_shadow = deployed.version in shadows
+        store.keep_version(session, rollout.model, deployed.version, deployed.profile, shadow=is_shadow)
+    answering = (plan.champion.version, *(deployed.version for deployed in plan.challengers))
+    known = store.plan(session, rollout.model)
+    if known is not None and known.versions == answering:
+        return
+    champion, *challengers = answering
+    row = store.PlanRow(
+        model=rollout.model,
+        champion=champion,
+        challengers=challengers,
+        since=message.time,
+        rollout=message.sequence,
+        hops=message.hops,
+        measured=[],
+    )
+    session.merge(row)
+
+
+def _keep_labels(session: Session, arrived: LabelsArrived, message: Message) -> None:
+    rows = {
+        one.prediction_id: {
+            "model": arrived.model,
+            "prediction_id": one.prediction_id,
+            "text": quality.as_text(one.label),
+            "number": quality.as_number(one.label),
+            "time": message.time,
+            "sequence": message.sequence,
+        }
+        for one in arrived.labels
+    }
+    store.keep_labels(session, list(rows.values()))
+
+
+def _keep_measured(session: Session, measured: QualityMeasured) -> None:
+    plan = store.plan(session, measured.model)
+    if plan is not None and plan.versions == tuple(arm.version for arm in measured.arms):
+        plan.measured = [arm.model_dump() for arm in measured.arms]
+        session.add(plan)

@@ -1,12 +1,13 @@
-"""Tables of monitoring: what it knows of models, open windows, judged windows, episodes."""
+"""Tables of monitoring: what it knows of models, labels, open windows, judged windows, episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, Column, DateTime, Integer, LargeBinary, text
+from sqlalchemy import JSON, Column, DateTime, Float, Index, Integer, LargeBinary, false, func, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG, Position
@@ -20,6 +21,8 @@ _STATE = TypeAdapter(State)
 _JUDGED = TypeAdapter(Judged)
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""
+MANY = 10_000
+"""Labels read at once."""
 _IN_COLUMNS = {"rollout", "hops"}
 """Of a state, what has columns of its own: replicas that do not know of it yet leave those alone."""
 
@@ -43,13 +46,52 @@ class ModelRow(SQLModel, table=True):
 
 
 class VersionRow(SQLModel, table=True):
-    """A version that served, with its reference profile."""
+    """A version that was in a traffic plan, with its reference profile."""
 
     __tablename__ = "monitoring_version"
 
     model: str = Field(primary_key=True)
     version: int = Field(primary_key=True)
     profile: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    shadow: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Whether it ever was a shadow."""
+
+
+class PlanRow(SQLModel, table=True):
+    """Which versions answer the requests of a model, and since when it is these."""
+
+    __tablename__ = "monitoring_plan"
+
+    model: str = Field(primary_key=True)
+    champion: int
+    challengers: list[int] = Field(sa_column=Column(JSON, nullable=False))
+    since: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    rollout: int = Field(sa_column=Column(BIG, nullable=False))
+    """Sequence of the rollout since which it is these."""
+    hops: int
+    measured: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    """What the last quality-measured said of them; empty before the first."""
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The champion first."""
+        return (self.champion, *self.challengers)
+
+
+class LabelRow(SQLModel, table=True):
+    """The truth about a prediction, whether that is known yet or not; of several labels the one that stands last in the log."""
+
+    __tablename__ = "monitoring_label"
+    __table_args__ = (Index("ix_monitoring_label_sequence", "model", "sequence"),)
+
+    model: str = Field(primary_key=True)
+    prediction_id: str = Field(primary_key=True)
+    text: str
+    number: float | None = Field(sa_column=Column(Float, nullable=True))
+    """The label as a number, if it is one."""
+    time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    sequence: int = Field(sa_column=Column(BIG, nullable=False))
+    """In the log."""
 
 
 class EpisodeRow(SQLModel, table=True):
@@ -91,7 +133,7 @@ class JudgedRow(SQLModel, table=True):
     """Sequence of the rollout that it belongs to."""
 
 
-TABLES = (ModelRow, VersionRow, EpisodeRow)
+TABLES = (ModelRow, VersionRow, EpisodeRow, PlanRow, LabelRow)
 """What follows from the log."""
 
 
@@ -124,15 +166,56 @@ def models(session: Session) -> Sequence[ModelRow]:
 
 
 def versions(session: Session, model: str | None = None) -> Sequence[VersionRow]:
-    """Return the versions that served, newest first."""
+    """Return the versions that were in a traffic plan, newest first."""
     query = select(VersionRow).order_by(VersionRow.model, col(VersionRow.version).desc())
     return session.exec(query.where(VersionRow.model == model) if model else query).all()
+
+
+def keep_version(session: Session, model: str, version: int, profile: Artifact, *, shadow: bool) -> None:
+    known = session.get(VersionRow, (model, version))
+    was_shadow = known is not None and known.shadow
+    row = VersionRow(model=model, version=version, profile=profile.model_dump(), shadow=shadow or was_shadow)
+    session.merge(row)
 
 
 def reference(session: Session, model: str, version: int) -> Artifact | None:
     """Return where the reference profile of a version is; None for a version that was never rolled out."""
     row = session.get(VersionRow, (model, version))
     return Artifact.model_validate(row.profile) if row else None
+
+
+def plan(session: Session, model: str) -> PlanRow | None:
+    """Return who answers the requests of a model; None for one without a champion."""
+    return session.get(PlanRow, model)
+
+
+def with_challengers(session: Session) -> set[str]:
+    """Return the models whose requests others than the champion answer too."""
+    return {row.model for row in session.exec(select(PlanRow)).all() if row.challengers}
+
+
+def keep_labels(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep labels, each of another prediction of the same model, in place of earlier ones."""
+    if not rows:
+        return
+    connection = session.connection()
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(LabelRow)
+    new = {name: insert.excluded[name] for name in ("text", "number", "time", "sequence")}
+    connection.execute(insert.on_conflict_do_update(index_elements=["model", "prediction_id"], set_=new), list(rows))
+
+
+def latest_label(session: Session, model: str) -> int:
+    """Return the sequence in the log of the last label of a model; 0 when there is none."""
+    query = select(func.max(LabelRow.sequence)).where(LabelRow.model == model)
+    return session.exec(query).one() or 0
+
+
+def labels(session: Session, model: str, after: int) -> Iterator[Sequence[tuple[str, str, float | None]]]:
+    """Yield prediction id, text and number of the labels of a model that came after a sequence, many at a time."""
+    query = select(LabelRow.prediction_id, LabelRow.text, LabelRow.number)
+    query = query.where(LabelRow.model == model, col(LabelRow.sequence) > after)
+    for rows in session.connection().execute(query).yield_per(MANY).partitions():
+        yield [(id_, text_, number) for id_, text_, number in rows]
 
 
 def position(session: Session) -> int | None:
@@ -168,9 +251,12 @@ def undecided(session: Session) -> Sequence[JudgedRow]:
 
 
 def judged_up_to(session: Session, row: JudgedRow, count: int) -> list[Judged]:
-    """Return the latest `count` judged windows of the same rollout up to one, oldest first."""
+    """Return the latest `count` judged windows of the same version and rollout up to one, oldest first."""
     query = select(JudgedRow).where(
-        JudgedRow.model == row.model, JudgedRow.rollout == row.rollout, col(JudgedRow.id) <= row.id
+        JudgedRow.model == row.model,
+        JudgedRow.version == row.version,
+        JudgedRow.rollout == row.rollout,
+        col(JudgedRow.id) <= row.id,
     )
     rows = session.exec(query.order_by(col(JudgedRow.id).desc()).limit(count)).all()
     return [_JUDGED.validate_python(one.judged) for one in reversed(rows)]

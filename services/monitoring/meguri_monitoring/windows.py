@@ -80,13 +80,13 @@ def add(window: Window, batch: Batch, reference: Profile, window_rows: int) -> t
     """
     if batch.sequence <= window.last:
         return [], window
-    require_features(batch, reference)
+    rows = numbers(batch, reference)
     closed = []
     start = 0
     while start < len(batch.ids):
         # A window that was open when its limit was lowered closes with what it has.
         end = start + max(window_rows - window.rows, 0)
-        window = _extended(window, batch, slice(start, end), reference)
+        window = _extended(window, batch, rows, slice(start, end), reference)
         if window.rows >= window_rows:
             closed.append(window)
             window = Window(last=batch.sequence)
@@ -94,17 +94,27 @@ def add(window: Window, batch: Batch, reference: Profile, window_rows: int) -> t
     return closed, window
 
 
-def require_features(batch: Batch, reference: Profile) -> None:
-    """Raise Invalid when the features of `batch` are not those of the reference."""
-    if batch.features != tuple(reference.features):
+def numbers(batch: Batch, reference: Profile) -> np.ndarray:
+    """Return the values of the features that the reference has, [n, features]. Text is not judged, booleans as it does.
+
+    Raises Invalid when the numbers are not those of the reference.
+    """
+    judged = [at for at, name in enumerate(batch.features) if name in reference.features or name not in batch.flags]
+    if [batch.features[at] for at in judged] != list(reference.features):
         raise Invalid(
-            f"predictions of {batch.model} version {batch.version} have {len(batch.features)} features, not the "
+            f"predictions of {batch.model} version {batch.version} have {len(judged)} features, not the "
             f"{len(reference.features)} of its reference, or the same in another order"
         )
+    return batch.rows[:, judged]
 
 
-def _extended(window: Window, batch: Batch, part: slice, reference: Profile) -> Window:
-    ids, rows = batch.ids[part], batch.rows[part]
+def require_features(batch: Batch, reference: Profile) -> None:
+    """Raise Invalid when the numbers among the features of `batch` are not those of the reference."""
+    numbers(batch, reference)
+
+
+def _extended(window: Window, batch: Batch, values: np.ndarray, part: slice, reference: Profile) -> Window:
+    ids, rows = batch.ids[part], values[part]
     if not ids:
         return window
     producers = dict(window.producers)

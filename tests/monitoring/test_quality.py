@@ -1,0 +1,199 @@
+"""Labels and predictions find each other whoever comes first, and each counts once."""
+
+import asyncio
+import json
+import math
+from datetime import UTC, datetime
+
+import pytest
+
+from meguri_contracts.events import ArmQuality, Label, LabelsArrived, QualityMeasured
+from meguri_contracts.topology import MONITORING_LABELS
+from meguri_monitoring.quality import as_number, as_text
+from tests.conftest import until
+from tests.monitoring.conftest import Monitoring, message, values
+from tests.monitoring.test_plans import settled
+from tests.monitoring.test_replay import at, digest, wipe
+from tests.services import name
+
+__all__ = ["at"]
+
+
+async def answer(
+    monitoring: Monitoring, version: int, role: str, labels: list, *, ids: list[str] | None = None
+) -> list[str]:
+    """Answers of a version, one id each."""
+    ids = ids or [name(f"v{version}") for _ in labels]
+    given = {"label": labels, "probability": [0.9] * len(labels)}
+    body = message(
+        monitoring.model, values(len(ids), 1), version=version, ids=ids, role=role, time=datetime.now(UTC), answer=given
+    )
+    await monitoring.predict(body)
+    return ids
+
+
+async def label(monitoring: Monitoring, labels: dict[str, object], **how) -> int:
+    arrived = LabelsArrived(
+        model=monitoring.model, labels=[Label(prediction_id=id_, label=true) for id_, true in labels.items()]
+    )
+    return await monitoring.wire.say(arrived, source="billing", **how)
+
+
+async def measured(monitoring: Monitoring, *counts: int) -> tuple[ArmQuality, ...]:
+    """What is said of the versions, once as many labels of each are counted."""
+
+    async def enough() -> tuple[ArmQuality, ...] | None:
+        said = await monitoring.wire.said(QualityMeasured, monitoring.model)
+        return said[-1].arms if said and tuple(arm.labels for arm in said[-1].arms) == counts else None
+
+    return await until(enough, f"{counts} labels")
+
+
+async def quality(monitoring: Monitoring) -> dict:
+    return (await monitoring.http.get(f"/models/{monitoring.model}/quality")).json()
+
+
+def sums(arms: tuple[ArmQuality, ...]) -> list[tuple[int, int, float, float]]:
+    return [(arm.version, arm.labels, arm.total, arm.squares) for arm in arms]
+
+
+async def test_labels_are_counted_for_the_version_that_answered_whether_they_come_before_or_after(at):
+    async with at() as monitoring:
+        await monitoring.watch()
+        await settled(monitoring, await monitoring.roll_out(1, canary=2))
+        early = [name("early"), name("early")]
+        await label(monitoring, dict.fromkeys(early, 7) | {"of nobody": 7})
+        mine = await answer(monitoring, 1, "champion", [7, 7, 8, 7])
+        await answer(monitoring, 2, "canary", [7, 6], ids=early)
+        await measured(monitoring, 0, 2)
+        await label(monitoring, dict.fromkeys(mine[:3], 7))
+
+        arms = await measured(monitoring, 3, 2)
+        assert sums(arms) == [(1, 3, 2.0, 2.0), (2, 2, 1.0, 1.0)]
+        found = await quality(monitoring)
+        assert found["versions"] == [
+            {"version": 1, "answers": 4, "labels": 3, "coverage": 0.75, "mean_score": pytest.approx(2 / 3)},
+            {"version": 2, "answers": 2, "labels": 2, "coverage": 1.0, "mean_score": 0.5},
+        ]
+        assert found["labels_waiting"] == 1
+
+
+async def test_the_latest_label_of_a_prediction_wins_and_none_counts_twice(at):
+    async with at() as monitoring:
+        await monitoring.watch()
+        await settled(monitoring, await monitoring.roll_out(1, canary=2))
+        one, two = await answer(monitoring, 2, "canary", [7, 7])
+        await label(monitoring, {one: 7, two: 7}, id=name("e"))
+        assert (await measured(monitoring, 0, 2))[1].total == 2
+        await label(monitoring, {one: 8})
+        await label(monitoring, {one: 8})
+
+        async def corrected() -> bool:
+            return sums(await measured(monitoring, 0, 2))[1] == (2, 2, 1.0, 1.0)
+
+        await until(corrected)
+        assert (await quality(monitoring))["versions"][1]["labels"] == 2
+
+
+async def test_answers_of_before_the_plan_and_of_shadows_are_not_counted(at):
+    async with at() as monitoring:
+        await monitoring.watch()
+        before = await answer(monitoring, 1, "champion", [7])
+        await settled(monitoring, await monitoring.roll_out(1, canary=2, shadow=3))
+        ids = await answer(monitoring, 1, "champion", [7])
+        await answer(monitoring, 3, "shadow", [8], ids=ids)
+        await label(monitoring, {before[0]: 7, ids[0]: 7})
+
+        assert sums(await measured(monitoring, 1, 0)) == [(1, 1, 1.0, 1.0), (2, 0, 0.0, 0.0)]
+        # A step of the canary leaves who answers as it was, another candidate does not.
+        await settled(monitoring, await monitoring.roll_out(1, canary=2))
+        assert [arm["labels"] for arm in (await quality(monitoring))["versions"]] == [1, 0]
+        await settled(monitoring, await monitoring.roll_out(1, canary=3))
+        assert [(arm["version"], arm["labels"]) for arm in (await quality(monitoring))["versions"]] == [(1, 0), (3, 0)]
+
+
+async def test_without_challengers_nothing_is_said_and_the_quality_is_still_shown(at):
+    async with at() as monitoring:
+        await monitoring.watch()
+        await settled(monitoring, (await monitoring.wire.js.stream_info("MEGURI")).state.last_seq)
+        ids = await answer(monitoring, 1, "champion", [7, 8])
+        await settled(monitoring, await label(monitoring, dict.fromkeys(ids, 7)))
+
+        async def shown() -> bool:
+            return [arm["mean_score"] for arm in (await quality(monitoring))["versions"]] == [0.5]
+
+        await until(shown)
+        assert await monitoring.wire.said(QualityMeasured, monitoring.model) == []
+        assert (await monitoring.http.get("/models/unheard-of/quality")).status_code == 404
+
+
+async def test_a_label_that_cannot_be_read_is_parked_and_others_go_on(at):
+    async with at() as monitoring:
+        await monitoring.watch()
+        await settled(monitoring, await monitoring.roll_out(1, canary=2))
+        for body in (b"{}", b"no JSON", b'{"labels": [{"prediction_id": "", "label": 1}]}'):
+            await monitoring.wire.publish("labels-arrived", monitoring.model, body)
+        ids = await answer(monitoring, 2, "canary", [7])
+        # As far as Python reads it as JSON, a label may be anything.
+        odd = {"nan": math.nan, "far": 10**400, "text\x00": "seven", "yes": True, "endless": -math.inf}
+        body = json.dumps({"labels": [{"prediction_id": id_, "label": true} for id_, true in odd.items()]})
+        await monitoring.wire.publish("labels-arrived", monitoring.model, body.encode())
+        await label(monitoring, {ids[0]: "7"})
+
+        assert sums(await measured(monitoring, 0, 1))[1] == (2, 1, 1.0, 1.0)
+        assert (await quality(monitoring))["labels_waiting"] == len(odd)
+        await until(lambda: parked(monitoring, 3), "three dead letters")
+
+
+async def parked(monitoring: Monitoring, count: int) -> bool:
+    return len(await monitoring.wire.parked(MONITORING_LABELS.name)) == count
+
+
+async def test_after_death_redelivery_and_a_wiped_database_each_label_has_counted_once(at, database_url):
+    async with at() as monitoring:
+        await monitoring.watch()
+        await settled(monitoring, await monitoring.roll_out(1, canary=2))
+        ids = await answer(monitoring, 2, "canary", [7, 7, 7, 8])
+        await label(monitoring, dict.fromkeys(ids[:2], 7))
+        await measured(monitoring, 0, 2)
+    async with at() as monitoring, at() as other:
+        mine = await answer(monitoring, 1, "champion", [7, 8])
+        again = await monitoring.wire.heard(LabelsArrived, monitoring.model)
+        await monitoring.wire.publish("labels-arrived", monitoring.model, again[0].body, {"ce-id": name("again")})
+        await asyncio.gather(*(label(monitoring, {one: 7}) for one in [*ids[2:], *mine]))
+        arms = await measured(monitoring, 2, 4)
+        assert sums(arms) == [(1, 2, 1.0, 1.0), (2, 4, 3.0, 3.0)]
+        before = await digest(monitoring)
+        assert await digest(other) == before
+        said = await all_said(monitoring)
+    wipe(database_url)
+
+    async with at() as monitoring:
+        assert await digest(monitoring) == before
+        assert [(arm["version"], arm["labels"]) for arm in (await quality(monitoring))["versions"]] == [(1, 2), (2, 4)]
+        assert await all_said(monitoring) == said
+        more = await answer(monitoring, 2, "canary", [7])
+        await label(monitoring, {more[0]: 7})
+        assert sums(await measured(monitoring, 2, 5)) == [(1, 2, 1.0, 1.0), (2, 5, 4.0, 4.0)]
+
+
+async def all_said(monitoring: Monitoring) -> list[str]:
+    return [one.id for one in await monitoring.wire.heard(QualityMeasured, monitoring.model)]
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "number"),
+    [
+        (7, "7", 7.0),
+        (7.0, "7", 7.0),
+        (0.5, "0.5", 0.5),
+        (True, "true", 1.0),
+        ("7", "7", 7.0),
+        ("seven", "seven", None),
+        ("False", "False", 0.0),
+        (math.inf, "inf", None),
+        (10**400, str(10**400), None),
+    ],
+)
+def test_a_label_is_compared_as_text_and_as_a_number(label, text, number):
+    assert (as_text(label), as_number(label)) == (text, number)
