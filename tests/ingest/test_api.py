@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from meguri_contracts.events import DataArrived
+from meguri_contracts.events import DataArrived, LabelsArrived
 from meguri_contracts.spec import ModelSpec
 from meguri_ingest.app import build
 from meguri_ingest.settings import Settings
@@ -113,6 +113,43 @@ async def test_the_same_event_posted_twice_has_its_effect_once(http, dataset):
     await receipt(http, id_)
 
     assert [version["rows"] for version in (await http.get(f"/datasets/{dataset}/versions")).json()] == [2]
+
+
+LABELS = {"labels": [{"prediction_id": "p:1", "label": 7}, {"prediction_id": "p:2", "label": "seven"}]}
+
+
+async def test_labels_are_put_into_the_log_in_every_form_and_beside_data(http, broker, dataset):
+    model, ids = name("m"), [name("e") for _ in range(3)]
+    binary = {"ce-specversion": "1.0", "ce-id": ids[0], "ce-source": "billing", "ce-type": LabelsArrived.type}
+    answers = [
+        await http.post("/events", json=LABELS, headers=binary | {"ce-subject": model}),
+        await http.post("/events", json=event(model, ids[1], type=LabelsArrived.type, data=LABELS)),
+        await http.post(
+            "/events",
+            content=json.dumps(
+                [event(model, ids[2], type=LabelsArrived.type, data=LABELS), event(dataset, ids[2] + "-data")]
+            ),
+            headers={"content-type": BATCH},
+        ),
+    ]
+
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert answers[0].json() == [{"event": ids[0], "receipt": None}]
+    assert [bool(one["receipt"]) for one in answers[2].json()] == [False, True]
+    async with wire(broker) as beside:
+        heard = await beside.heard(LabelsArrived, model)
+    assert [(one.id, one.source) for one in heard] == list(zip(ids, ["billing", "sensor-1", "sensor-1"], strict=True))
+    assert {one.event.labels for one in heard} == {LabelsArrived(model=model, **LABELS).labels}
+
+
+async def test_labels_that_cannot_be_read_or_belong_to_no_model_are_refused(http):
+    headers = {"ce-specversion": "1.0", "ce-id": name("e"), "ce-source": "billing", "ce-type": LabelsArrived.type}
+    nobody = await http.post("/events", json=LABELS, headers=headers)
+    unread = await http.post("/events", json={"model": "m", "labels": [{"label": 7}]}, headers=headers)
+
+    assert (nobody.status_code, unread.status_code) == (400, 400)
+    assert "no model is named" in nobody.json()["error"]
+    assert "labels.0.prediction_id: Field required" in unread.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from meguri_chassis.projection import as_message
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database, JournalEntry, utc
 from meguri_contracts.errors import Invalid, Malformed, PermanentError, TemporaryError, TooLarge
-from meguri_contracts.events import DataArrived
+from meguri_contracts.events import DataArrived, LabelsArrived
 from meguri_contracts.names import NAME_PATTERN
 from meguri_contracts.topology import INGEST_ARRIVALS, LOG, MAX_INLINE_BYTES, subject
 from meguri_ingest import reading, store
@@ -42,10 +42,10 @@ CLOUD_EVENT, CLOUD_EVENTS = "application/cloudevents+json", "application/cloudev
 
 
 class Accepted(BaseModel):
-    """An event is on disk. What becomes of it stands at `receipt`."""
+    """An event is on disk. What becomes of data stands at `receipt`; labels have none, monitoring counts them."""
 
     event: str
-    receipt: str
+    receipt: str | None
 
 
 def routes(service: Service, settings: Settings, artifacts: Artifacts, lanes: Lanes, budget: Budget) -> APIRouter:
@@ -71,14 +71,19 @@ def routes(service: Service, settings: Settings, artifacts: Artifacts, lanes: La
 
     router, door = APIRouter(), APIRouter(route_class=Door, tags=["upstream"])
 
-    async def accept(event: DataArrived, id_: str, source: str, cause: str = "", hops: int = 0) -> Accepted:
+    async def accept(
+        event: DataArrived | LabelsArrived, id_: str, source: str, cause: str = "", hops: int = 0
+    ) -> Accepted:
         await log.append(event, id=id_, cause=cause or id_, journey=id_, hops=hops, source=source)
+        if isinstance(event, LabelsArrived):
+            return Accepted(event=id_, receipt=None)
         backlog.took()
         return Accepted(event=id_, receipt=f"/receipts/{quote(id_)}")
 
     @door.post("/events", status_code=202)
     async def post_events(request: Request) -> list[Accepted]:
-        """Take CloudEvents over HTTP: binary, structured or a batch; or the bare JSON of data-arrived with its dataset."""
+        """Take CloudEvents over HTTP, data-arrived and labels-arrived: binary, structured or a batch; or the bare JSON of
+        data-arrived with its dataset."""
         _require_length(request, MAX_BATCH_BYTES)
         body = await _body(request)
         read = [_event(headers, part) for headers, part in _parts(dict(request.headers), body)]
@@ -231,34 +236,43 @@ def _parts(headers: dict[str, str], body: bytes) -> list[tuple[dict[str, str], b
     return [({}, json.dumps(event).encode()) for event in events]
 
 
-def _event(headers: dict[str, str], body: bytes) -> tuple[DataArrived, Message]:
+def _event(headers: dict[str, str], body: bytes) -> tuple[DataArrived | LabelsArrived, Message]:
     """The event of a request, and what is said about it. Raises Malformed, TooLarge or Invalid with the reason."""
     if len(body) > MAX_INLINE_BYTES:
         raise TooLarge(
             f"the event has {len(body):,} bytes, at most {MAX_INLINE_BYTES:,} are allowed: upload a file instead"
         )
     attributes = {name: value for name, value in headers.items() if name.startswith("ce-")}
-    key = unquote(attributes.get("ce-subject", "")) or _dataset(body)
-    message = Message.of(subject(DataArrived.kind(), key), attributes, body, 0, datetime.now(UTC))
+    stated = unquote(attributes.get("ce-type", ""))
+    kind, named = _kind_and_key(stated, body)
+    key = unquote(attributes.get("ce-subject", "")) or named
+    if not key:
+        what = kind.key_field
+        raise Malformed(
+            f"no {what} is named: give it as the CloudEvents subject (ce-subject) or as '{what}' in the body"
+        )
+    message = Message.of(subject(kind.kind(), key), attributes, body, 0, datetime.now(UTC))
     event = message.event
-    assert isinstance(event, DataArrived)
-    if (event.records is None) == (event.uri is None):
+    assert isinstance(event, DataArrived | LabelsArrived)
+    if isinstance(event, DataArrived) and (event.records is None) == (event.uri is None):
         raise Invalid("exactly one of 'records' (rows) and 'uri' (a file) is needed")
     return event, message
 
 
-def _dataset(body: bytes) -> str:
+def _kind_and_key(stated: str, body: bytes) -> tuple[type[DataArrived | LabelsArrived], str]:
+    """Which event this is by the type that headers or body state, and the dataset or model that the body names."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the body is not JSON: {error}") from error
-    if isinstance(data, dict):
-        inner = data.get("data")
-        for found in (
-            data.get("subject"),
-            data.get("dataset"),
-            inner.get("dataset") if isinstance(inner, dict) else None,
-        ):
-            if isinstance(found, str):
-                return found
-    raise Malformed("no dataset is named: give it as the CloudEvents subject (ce-subject) or as 'dataset' in the body")
+    if not isinstance(data, dict):
+        return DataArrived, ""
+    in_body = data.get("type") if "specversion" in data else None
+    kind = LabelsArrived if LabelsArrived.type in (stated, in_body) else DataArrived
+    inner = data.get("data")
+    named = (
+        data.get("subject"),
+        data.get(kind.key_field),
+        inner.get(kind.key_field) if isinstance(inner, dict) else None,
+    )
+    return kind, next((found for found in named if isinstance(found, str)), "")

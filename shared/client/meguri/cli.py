@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import keeping, operating, serving, show, traces
+from meguri import keeping, labelling, operating, serving, show, traces
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -176,6 +176,7 @@ def trace(
 serving.add_to(app)
 operating.add_to(app)
 keeping.add_to(app)
+labelling.add_to(app)
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ import httpx
 import nats
 from nats.js.errors import APIError
 
-from meguri_contracts.events import DataArrived
+from meguri_contracts.events import DataArrived, Event
 from meguri_contracts.topology import FULL, LOG, MAKE_ROOM, PORTS, subject
 
 AFTER = "Meguri-After"
@@ -287,28 +288,40 @@ async def publish(
     """
     event_id = id or str(uuid4())
     body = {"records": list(records)} if records is not None else {"uri": uri}
+    async with appending(producer) as append:
+        await append(DataArrived, dataset, json.dumps(body).encode(), event_id)
+    return event_id
+
+
+Append = Callable[[type[Event], str, bytes, str], Awaitable[None]]
+
+
+@asynccontextmanager
+async def appending(producer: str) -> AsyncIterator[Append]:
+    """A function that appends an event to the log by type, key, body and id, and returns once it is on disk. Raises LogFull."""
     # Without a limit the client tries the same addresses for minutes.
     once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
     client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **once)
-    try:
+
+    async def append(kind: type[Event], key: str, body: bytes, id: str) -> None:
         headers = {
-            "Nats-Msg-Id": event_id,
+            "Nats-Msg-Id": id,
             "ce-specversion": "1.0",
-            "ce-id": event_id,
+            "ce-id": id,
             "ce-source": producer,
-            "ce-type": DataArrived.type,
+            "ce-type": kind.type,
             "ce-time": datetime.now(UTC).isoformat(),
         }
-        await client.jetstream().publish(
-            subject(DataArrived.kind(), dataset), json.dumps(body).encode(), stream=LOG, headers=headers
-        )
+        await client.jetstream().publish(subject(kind.kind(), key), body, stream=LOG, headers=headers)
+
+    try:
+        yield append
     except APIError as error:
         if error.err_code not in FULL:
             raise
         raise LogFull(f"the log is full, the event was not accepted: {error.description}; {MAKE_ROOM}") from error
     finally:
         await client.close()
-    return event_id
 
 
 async def _is_raised(_: Exception) -> None:

@@ -40,6 +40,10 @@ def published(out: Console, answer: dict[str, str]) -> None:
     out.print(f"event {answer['event']}\nmeguri receipt {answer['event']}")
 
 
+def labelled(out: Console, answer: dict[str, Any]) -> None:
+    out.print(f"{answer['labels']} labels of {escape(answer['model'])}, in event {escape(', '.join(answer['events']))}")
+
+
 def receipt(out: Console, one: dict[str, Any]) -> None:
     out.print(f"event     {escape(one['event'])}, from {escape(one['producer'])}, at {one['arrived']}")
     out.print(f"status    {_coloured(one['status'])} {escape(one['reason'])}")
@@ -114,6 +118,9 @@ def why(out: Console, found: dict[str, Any]) -> None:
     sure = f" ({prediction['probability']:.1%})" if "probability" in prediction else ""
     out.print(f"prediction {prediction['prediction_id']}: {answer}{sure}, at {prediction['time']}")
     out.print(f"  asked by  {escape(prediction['producer'])}; meguri trace {prediction['trace_id']}")
+    for shadow in prediction.get("shadows", []):
+        asked = shadow.get("label", shadow.get("prediction"))
+        out.print(f"  shadow    version {shadow['version']} would have said {escape(str(asked))}")
     out.print(
         f"  made by   {prediction['model']} version {prediction['version']}, {version['verdict']}: {version['reason']}"
     )
