@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import polars as pl
@@ -17,6 +17,8 @@ from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import recorded, shadows, store, tables
 from meguri_monitoring.measuring import Measurer
 
+APART = timedelta(hours=1)
+"""Most time between an answer and what a shadow would have said in its place."""
 ARROW = "application/vnd.apache.arrow.stream"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -112,7 +114,9 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
         if asked is None or not given:
             raise NotFound(f"no predictions of {model} version {version} are kept")
         if since is not None:
-            asked = asked.filter(pl.col("time") >= (since if since.tzinfo else since.replace(tzinfo=UTC)))
+            since = since if since.tzinfo else since.replace(tzinfo=UTC)
+            asked = asked.filter(pl.col("time") >= since)
+            given = [rows.filter(pl.col("time") >= since - APART) for rows in given]
         return {"model": model, "version": version} | shadows.disagreement(asked, given, worst)
 
     def _quality(plan: store.PlanRow) -> dict[str, Any]:

@@ -233,7 +233,7 @@ class Watcher:
 
     def _count_one(self, session: Session, batch: Batch) -> None:
         reference = self._references[batch.model, batch.version]
-        if reference is None:
+        if reference is None or not batch.ids:
             return
         rule, rollout = store.rule(session, batch.model), store.state(session, batch.model).rollout
         window = store.open_window(session, batch.model, batch.version, rollout)

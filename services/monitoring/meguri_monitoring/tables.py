@@ -79,7 +79,9 @@ def find(table_uri: str, prediction_id: str, *, shadow: bool = False) -> dict[st
     column = pl.col("prediction_id")
     prefix = f"{prediction_id}:"
     number = pl.when(column.str.starts_with(prefix)).then(column.str.strip_prefix(prefix).str.to_integer(strict=False))
-    found = rows.filter((column == prediction_id) | number.is_not_null())
+    # What lies between the id and what its rows can be called: files without any of that are not read.
+    near = rows.filter((column >= prediction_id) & (column < f"{prediction_id};"))
+    found = near.filter((column == prediction_id) | number.is_not_null())
     first = found.sort(number, nulls_last=False).head(1).collect()
     return first.row(0, named=True) if first.height else None
 
