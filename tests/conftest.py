@@ -26,16 +26,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def until(condition: Callable[[], Any | Awaitable[Any]], what: str = "the condition") -> Any:
-    """Return the first true result of `condition`; fail when there is none within PATIENCE seconds."""
-    end = time.monotonic() + PATIENCE
+async def until(
+    condition: Callable[[], Any | Awaitable[Any]], what: str = "the condition", *, within: float = PATIENCE
+) -> Any:
+    """Return the first true result of `condition`; fail when there is none within so many seconds."""
+    end = time.monotonic() + within
     while True:
         result = condition()
         if isinstance(result, Awaitable):
             result = await result
         if result:
             return result
-        assert time.monotonic() < end, f"{what} did not come true within {PATIENCE} s"
+        assert time.monotonic() < end, f"{what} did not come true within {within} s"
         await asyncio.sleep(0.01)
 
 

@@ -43,7 +43,17 @@ def test_a_version_whose_gate_holds_is_canary_at_the_first_step_if_the_spec_says
     assert [one.holds for one in rollout.judged] == [True, True]
 
 
-@pytest.mark.parametrize("strategy", ["direct", "canary"])
+def test_a_version_whose_gate_holds_is_shadow_in_place_of_the_one_before_if_the_spec_says_so(traffic):
+    traffic.apply(rollout={"strategy": "shadow"})
+    traffic.train("a")
+    _, rollout = traffic.train("b")
+
+    assert roles(traffic.plan) == {1: "champion", 9: "shadow"}
+    assert rollout.reason == "the gate holds: version 9 is asked beside, `meguri promote` makes it champion"
+    assert [one.holds for one in rollout.judged] == [True, True]
+
+
+@pytest.mark.parametrize("strategy", ["direct", "canary", "shadow"])
 def test_a_version_that_comes_while_another_is_tried_is_turned_away_and_training_asked_for_again(traffic, strategy):
     traffic.canary(7)
     traffic.apply(rollout={"strategy": strategy})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,24 +54,31 @@ def environment(var: Path) -> dict[str, str]:
     return kept | ports | {"MEGURI_VAR": str(var)}
 
 
+@contextmanager
+def started(env: dict[str, str], printed: Path, option: str, until: str) -> Iterator[None]:
+    """Run what `make run` runs, from when it has printed `until` on."""
+    with printed.open("w") as out:
+        command = [sys.executable, "-m", "infra.local.run", *([option] if option else [])]
+        running = subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + STORY_PATIENCE
+        while until not in printed.read_text():
+            assert running.poll() is None, printed.read_text()
+            assert time.monotonic() < end, printed.read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait(60)
+
+
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     """The system after its story, still running."""
     folder = tmp_path_factory.mktemp("system")
     laptop = Laptop(environment(folder / "var"), folder / "var", folder / "printed")
-    with laptop.printed.open("w") as out:
-        command = [sys.executable, "-m", "infra.local.run"]
-        running = subprocess.Popen(command, env=laptop.env, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        end = time.monotonic() + STORY_PATIENCE
-        while "goes on running" not in laptop.story:
-            assert running.poll() is None, laptop.story
-            assert time.monotonic() < end, laptop.story
-            time.sleep(0.1)
+    with started(laptop.env, laptop.printed, "", "goes on running"):
         yield laptop
-    finally:
-        running.send_signal(signal.SIGINT)
-        running.wait(60)
 
 
 @pytest.fixture

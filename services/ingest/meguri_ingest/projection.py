@@ -19,7 +19,7 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.names import MAX_ID_LENGTH
 from meguri_contracts.topology import INGEST_ARRIVALS, LOG, subject
-from meguri_ingest.store import DatasetRow, ReceiptRow, UseRow, VersionRow
+from meguri_ingest.store import NONE_YET, DatasetRow, ReceiptRow, UseRow, VersionRow
 
 TRIED = ("canary", "A/B test")
 """Verdicts on a run whose version answers a part of the requests."""
@@ -146,6 +146,9 @@ def _follow(session: Session, event: RolloutChanged) -> None:
     for use in session.exec(select(UseRow).where(UseRow.model == event.model, col(UseRow.verdict).in_(TRIED))).all():
         if use.run not in tried:
             _use(session, use.run, verdict="taken back")
+    for shadow in plan.shadows:
+        if (row := session.get(UseRow, shadow.candidate.run)) and row.verdict == NONE_YET:
+            _use(session, row.run, verdict="shadow")
     for run, verdict in (tried | {plan.champion.run: "promoted"}).items():
         _use(session, run, verdict=verdict)
 

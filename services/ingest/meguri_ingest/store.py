@@ -68,6 +68,9 @@ class ReceiptRow(SQLModel, table=True):
         return (self.dataset, self.producer) == (dataset, producer)
 
 
+NONE_YET = "none yet"
+
+
 class UseRow(SQLModel, table=True):
     """A run that was trained on a dataset version, with the model version that came of it."""
 
@@ -76,8 +79,8 @@ class UseRow(SQLModel, table=True):
     run: str = Field(primary_key=True)
     model: str
     model_version: int | None = None
-    verdict: str = "none yet"
-    """none yet, rejected, approval requested, canary, A/B test, promoted, taken back."""
+    verdict: str = NONE_YET
+    """none yet, rejected, approval requested, shadow, canary, A/B test, promoted, taken back."""
     dataset: str = Field(index=True)
     dataset_version: int
 

@@ -133,7 +133,7 @@ def _known(known: history.Known) -> dict[str, Any]:
         "plan": showing.planned(model.plan) if model.plan else [],
         "past": list(model.past),
         "versions": [
-            {"version": version, "run": run, "verdict": known.verdicts.get(version, "none yet")}
+            {"version": version, "run": run, "verdict": known.verdicts.get(version, store.NONE_YET)}
             for run, version in sorted(model.runs.items(), key=lambda item: item[1])
         ],
     }

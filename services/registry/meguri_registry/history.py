@@ -13,7 +13,7 @@ from meguri_contracts.events import (
     SpecApplied,
 )
 from meguri_registry.models import Model, evolve
-from meguri_registry.rollouts import verdicts
+from meguri_registry.rollouts import shadowed, verdicts
 
 KINDS = (SpecApplied, ModelRegistered, PromotionRejected, ApprovalRequested, RolloutChanged)
 """Events that change what is known of a model."""
@@ -39,5 +39,6 @@ def fold(said: Iterable[tuple[Event, str, datetime]]) -> dict[str, Known]:
                 known.verdicts[event.version] = "approval requested"
             case RolloutChanged():
                 known.verdicts |= verdicts(known.model.plan, event.plan)
+                known.verdicts = dict.fromkeys(shadowed(known.model.plan, event.plan), "shadow") | known.verdicts
         known.model = evolve(known.model, event, id_, time)
     return found

@@ -151,10 +151,15 @@ def _record_rollout(session: Session, event: RolloutChanged, message: Message, b
             time=message.time,
         )
     )
+    judged = [one.model_dump(mode="json") for one in event.judged]
     runs = {one.version: one.run for one in (*(before.deployed if before else ()), *plan.deployed)}
     for version, verdict in rollouts.verdicts(before, plan).items():
-        judged = [one.model_dump(mode="json") for one in event.judged] if version in roles else []
-        changes: dict[str, object] = {"verdict": verdict, "reason": event.reason} | (
-            {"judged": judged} if judged else {}
+        changes: dict[str, object] = {"verdict": verdict, "reason": event.reason}
+        _record(
+            session, event.model, runs[version], **changes | ({"judged": judged} if judged and version in roles else {})
         )
-        _record(session, event.model, runs[version], **changes)
+    for version in rollouts.shadowed(before, plan):
+        row = session.get(store.VersionRow, (event.model, runs[version]))
+        # What was said of it before stays: a rejected version may be looked at as a shadow.
+        if row and row.verdict == store.NONE_YET:
+            _record(session, event.model, row.run, verdict="shadow", reason=event.reason, judged=judged)

@@ -77,6 +77,8 @@ def _released(
         return _once_more(model, trained, version, f"{reason}, but {tried}, and one is tried at a time", judged)
     if plan and spec.rollout.strategy == "canary":
         return rollouts.canary(model, candidate, spec.rollout.canary, "registry", reason, judged)
+    if plan and spec.rollout.strategy == "shadow":
+        return rollouts.only_shadow(model, candidate, reason, judged)
     return [rollouts.changed(model, rollouts.crowned(plan, candidate), reason=reason, judged=judged)]
 
 

@@ -104,6 +104,13 @@ def shadow(model: Model, version: Deployed, share: float, actor: str, reason: st
     return [changed(model, after, reason=said, actor=actor)]
 
 
+def only_shadow(model: Model, version: Deployed, reason: str, judged: tuple[Judged, ...]) -> list[Event]:
+    """Ask a version beside the others, in place of the shadows before it, until a person says more."""
+    after = in_force(model).model_copy(update={"shadows": (Shadow(candidate=version),)})
+    said = f"{reason}: version {version.version} is asked beside, `meguri promote` makes it champion"
+    return [changed(model, after, reason=said, judged=judged)]
+
+
 def stop_shadow(model: Model, version: int, actor: str, reason: str) -> list[Event]:
     """Ask a shadow no more."""
     plan = in_force(model)
@@ -146,6 +153,12 @@ def verdicts(before: Plan | None, after: Plan) -> dict[int, str]:
     new = {version: role for version, role in now.items() if was.get(version) != role or role == "canary"}
     said = {version: _VERDICTS[role] for version, role in new.items() if role in _VERDICTS}
     return said | dict.fromkeys(gone, "taken back")
+
+
+def shadowed(before: Plan | None, after: Plan) -> list[int]:
+    """Return the versions that are shadows anew."""
+    known = {one.candidate.version for one in before.shadows} if before else set()
+    return [one.candidate.version for one in after.shadows if one.candidate.version not in known]
 
 
 def shares(plan: Plan) -> dict[int, float]:

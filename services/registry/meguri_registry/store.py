@@ -23,6 +23,10 @@ def _time() -> Any:
     return Column(DateTime(timezone=True), nullable=False)
 
 
+NONE_YET = "none yet"
+"""The verdict on a version of which nothing was said."""
+
+
 class ModelRow(SQLModel, table=True):
     """The state that decisions rest on."""
 
@@ -63,7 +67,7 @@ class VersionRow(SQLModel, table=True):
     model: str = Field(primary_key=True)
     run: str = Field(primary_key=True)
     version: int | None = Field(default=None, index=True)
-    verdict: str = "none yet"
+    verdict: str = NONE_YET
     """none yet, rejected, approval requested, canary, A/B test, promoted, taken back."""
     reason: str = ""
     judged: list[dict[str, Any]] = Field(sa_column=_json())

@@ -186,8 +186,9 @@ class TrialPolicy(_Spec):
 class Rollout(_Spec):
     """How a version whose gate holds gets its traffic."""
 
-    strategy: Literal["direct", "canary"] = "direct"
-    """At once, or step by step. The first version of a model is always champion at once."""
+    strategy: Literal["direct", "canary", "shadow"] = "direct"
+    """At once, step by step, or beside the champion, in place of shadows before it, until a person promotes it. The first
+    version of a model is always champion at once."""
     canary: CanaryPolicy = CanaryPolicy()
     trial: TrialPolicy = TrialPolicy()
 
