@@ -12,10 +12,10 @@ export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench docs chaos up down clean
+.PHONY: help setup run test check format bench bench-serving docs chaos up down clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready $(NATS) ## Install everything below .venv and .tools (the others do it by themselves)
 
@@ -37,6 +37,9 @@ format: setup ## Put the format right
 
 bench: setup ## Measure, side by side with the yardsticks
 	@$(RUN) -m tests.bench $(ARGS)
+
+bench-serving: setup ## Measure serving beside a hand-written server, the bare server and ONNX Runtime (ARGS="--quick P1 P2")
+	@$(RUN) -m tests.bench.serving $(ARGS)
 
 chaos: setup ## Kill everything under load and show that nothing is lost (ARGS="--seed 3 --database postgresql", ARGS=--mutants)
 	@$(RUN) -m tests.system.chaos $(ARGS)
