@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from infra.local.processes import ROOT
-from meguri_inference.protocol import FLOATS
 from tests.bench.serving import requests
 from tests.bench.serving.comparing import in_turn, latency, rate, spread
 from tests.bench.serving.load import Cell, Request, measure
@@ -81,7 +80,7 @@ def large(setting: Setting) -> Iterator[str]:
 def _onnx_alone(setting: Setting, model: Model) -> float:
     onnx, rows = setting.folder / f"{model.name}.onnx", setting.folder / f"{model.name}.npy"
     onnx.write_bytes(model.fitted.onnx)
-    np.save(rows, model.rows.astype(FLOATS[model.fitted.signature.input.datatype]))
+    np.save(rows, model.rows.astype(requests.DTYPES[model.fitted.signature.input.datatype]))
     command = [
         sys.executable,
         "-m",

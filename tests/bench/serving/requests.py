@@ -6,7 +6,6 @@ from typing import Any
 import httpx
 import numpy as np
 
-from meguri_inference.protocol import FLOATS
 from tests.bench.serving.load import Request
 from tests.bench.serving.models import Model
 from tests.bench.serving.servers import Server
@@ -15,7 +14,7 @@ JSON = {"Content-Type": "application/json"}
 HEADER_LENGTH = "Inference-Header-Content-Length"
 TOLERANCE = 1e-5
 """Difference of probabilities: ONNX Runtime adds up the trees of a forest in single precision."""
-_DTYPES = {**FLOATS, "INT64": np.int64}
+DTYPES: dict[str, Any] = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}
 
 
 class NotMeasured(Exception):
@@ -31,7 +30,7 @@ def to_us(model: Model, rows: int) -> Request:
 
 def to_us_binary(model: Model, rows: int) -> Request:
     """Return the same with binary tensors, for a binary answer."""
-    dtype = np.dtype(FLOATS[model.fitted.signature.input.datatype])
+    dtype = DTYPES[model.fitted.signature.input.datatype]
     tensor = model.rows[:rows].astype(dtype).tobytes()
     outputs = [{"name": t.name, "parameters": {"binary_data": True}} for t in model.fitted.signature.outputs]
     head = {"inputs": [_tensor(model, rows, parameters={"binary_data_size": len(tensor)})], "outputs": outputs}
@@ -71,7 +70,7 @@ def _read_binary(content: bytes, at: int) -> tuple[Any, Any]:
     found: dict[str, Any] = {}
     for output in json.loads(content[:at])["outputs"]:
         size = output["parameters"]["binary_data_size"]
-        found[output["name"]] = np.frombuffer(content[at : at + size], _DTYPES[output["datatype"]])
+        found[output["name"]] = np.frombuffer(content[at : at + size], DTYPES[output["datatype"]])
         at += size
     return found["label"], found["probabilities"]
 
