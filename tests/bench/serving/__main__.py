@@ -17,6 +17,8 @@ other work on the machine changes least. Nothing is asserted.
 import argparse
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -48,6 +50,8 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.rows) - set(ROWS):
         parser.error(f"{', '.join(sorted(unknown))} is not one of {', '.join(ROWS)}")
+    # So that what was started is stopped then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     pairs, seconds = (1, 1) if asked.quick else (asked.pairs, SECONDS)
     client = "wrk" if shutil.which("wrk") else "our own client (install wrk for a faster one)"
     print(
