@@ -33,12 +33,7 @@ SETTLED = 0.5
 """Seconds after which the prediction log has said what it was given."""
 
 
-def cost_and_flow(setting: Setting) -> Iterator[str]:
-    yield from _flow(setting)
-    yield from _cost(setting)
-
-
-def _cost(setting: Setting) -> Iterator[str]:
+def cost(setting: Setting) -> Iterator[str]:
     """The same load with all predictions kept and with none."""
     model, ours = setting.iris, setting.ours
     asked = requests.to_us(model, 1)
@@ -68,7 +63,7 @@ async def _keep(ours: Ours, model: Model, sampled: int, asked: Request) -> None:
     raise NotMeasured(f"predictions are{' not' if sampled else ''} kept although the spec says log: sampled: {sampled}")
 
 
-def _flow(setting: Setting) -> Iterator[str]:
+def flow(setting: Setting) -> Iterator[str]:
     """From the first request until monitoring has the last row, beside the sketches alone; 20 features."""
     model, ours = models.wide(setting.folder, AT_A_TIME), setting.ours
     asyncio.run(ours.keep(model, 1))

@@ -107,7 +107,7 @@ def _wrk(port: int, request: Request, connections: int, seconds: int) -> Load:
         script.write_text(_SCRIPT.format(method=method, body=json.dumps(str(body)), headers=headers))
         url = f"http://127.0.0.1:{port}{request.path}"
         before = _children()
-        answer = _run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url])
+        answer = _run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url])
         seen = json.loads(answer.splitlines()[-1])
         # What is on its way at the end is worked on, and not counted by wrk.
         sent = seen["requests"] + connections
