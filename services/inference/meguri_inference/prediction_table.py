@@ -35,17 +35,18 @@ def of(
 
     times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), requests)
     numbers = np.concatenate([np.array(entry.numbers, np.int64) for entry in entries])
-    ids = _texts(_hex(times, 14), process.encode(), _hex(numbers, 6))
+    characters = _characters(_hex(times, 14), process, _hex(numbers, 6))
+    ids = _texts(characters)
     columns = {
         "prediction_id": ids if owner is None else _row_ids(ids.take(owner), counts),
         "time": per_row(_numbers(times).cast(pa.timestamp("us", tz="UTC"))),
-        "model": pa.repeat(pa.scalar(name), total),
-        "version": pa.repeat(pa.scalar(version, pa.int64()), total),
-        "producer": per_row(pa.array([p for entry in entries for p in entry.producers], pa.string())),
-        "trace_id": per_row(_trace_ids(entries, ids, trace_suffix)),
+        "model": _names([name] * total),
+        "version": _numbers(np.full(total, version, np.int64)),
+        "producer": per_row(_names([producer for entry in entries for producer in entry.producers])),
+        "trace_id": per_row(_trace_ids(entries, _texts(_characters(characters, trace_suffix)))),
         "_entity": per_row(_entities(entries, len(counts))),
-        "_role": per_row(pa.array([entry.role for entry in entries], pa.string()).take(_repeated(requests))),
-        "_latency": per_row(pa.array([n for entry in entries for n in entry.latencies], pa.int64())),
+        "_role": per_row(_names([entry.role for entry in entries for _ in entry.numbers])),
+        "_latency": per_row(_numbers(np.concatenate([np.array(entry.latencies, np.int64) for entry in entries]))),
     }
     x = np.concatenate([entry.batch.x if entry.rows is None else entry.batch.x[entry.rows] for entry in entries])
     columns.update(zip(signature.features, _features(signature, x), strict=True))
@@ -62,10 +63,6 @@ def _counts(entry: "Logged") -> Array:
     return np.ones(len(entry.numbers), np.int64) if entry.counts is None else np.array(entry.counts, np.int64)
 
 
-def _repeated(requests: Array) -> pa.Array:
-    return _numbers(np.repeat(np.arange(len(requests)), requests))
-
-
 def _row_ids(ids: pa.Array, counts: Array) -> pa.Array:
     ends = np.cumsum(counts)
     row = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
@@ -73,8 +70,7 @@ def _row_ids(ids: pa.Array, counts: Array) -> pa.Array:
     return pc.if_else(pa.array(np.repeat(counts == 1, counts)), ids, numbered)
 
 
-def _trace_ids(entries: "Sequence[Logged]", ids: pa.Array, suffix: str) -> pa.Array:
-    derived = pc.binary_join_element_wise(ids, suffix, "")
+def _trace_ids(entries: "Sequence[Logged]", derived: pa.Array) -> pa.Array:
     if all(entry.trace_ids is None for entry in entries):
         return derived
     own = [one for entry in entries for one in (entry.trace_ids or [None] * len(entry.numbers))]
@@ -127,10 +123,26 @@ def _numbers(values: Array) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
-def _texts(before: Array, middle: bytes, after: Array) -> pa.Array:
-    """Return texts of equal length, given as ASCII, as Arrow keeps them."""
-    between = np.broadcast_to(np.frombuffer(middle, np.uint8), (len(before), len(middle)))
-    characters = np.ascontiguousarray(np.concatenate([before, between, after], axis=1))
+def _names(texts: Sequence[str]) -> pa.Array:
+    """Return texts, which are mostly one and the same, as Arrow keeps them."""
+    if len(set(texts)) > 1:
+        return pa.array(texts, pa.string())
+    text = texts[0].encode()
+    return _texts(np.broadcast_to(np.frombuffer(text, np.uint8), (len(texts), len(text))))
+
+
+def _characters(*parts: Array | str) -> Array:
+    """Return texts of equal length in ASCII, of shape (texts, characters), made of parts; a part may be the same in all."""
+    rows = next(len(part) for part in parts if not isinstance(part, str))
+    arrays = [
+        np.broadcast_to(np.frombuffer(part.encode(), np.uint8), (rows, len(part))) if isinstance(part, str) else part
+        for part in parts
+    ]
+    return np.concatenate(arrays, axis=1)
+
+
+def _texts(characters: Array) -> pa.Array:
+    """Return texts of equal length as Arrow keeps them."""
     rows, length = characters.shape
-    offsets = np.arange(0, (rows + 1) * length, length, dtype=np.int32)
-    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(characters))
+    offsets = np.arange(rows + 1, dtype=np.int32) * length
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(characters)))
