@@ -1,7 +1,6 @@
 """Monitoring: keeps every prediction, holds windows of them against the reference, tells of drift once per episode, and counts
 what labels say of the versions that answer."""
 
-import asyncio
 from pathlib import Path
 
 from meguri_chassis.artifacts import Artifacts
@@ -42,13 +41,8 @@ def build(settings: Settings | None = None) -> Service:
         data_url=settings.data_url,
         kept=measurer.look,
     )
-
-    async def watch_and_measure() -> None:
-        async with asyncio.TaskGroup() as both:
-            both.create_task(watcher.run())
-            both.create_task(measurer.run())
-
-    service.follow(reader, watch_and_measure)
+    service.follow(reader, watcher.run)
+    service.once_connected(measurer.run)
     service.reasons.append(watcher.trouble)
     service.warnings.append(measurer.trouble)
     service.follow_advisories()
