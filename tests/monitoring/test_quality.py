@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import polars as pl
@@ -144,6 +145,28 @@ async def test_a_label_that_cannot_be_read_is_parked_and_others_go_on(at):
         assert sums(await measured(monitoring, 0, 1))[1] == (2, 1, 1.0, 1.0)
         assert (await quality(monitoring))["labels_waiting"] == len(odd)
         await until(lambda: parked(monitoring, 3), "three dead letters")
+
+
+async def test_a_model_that_cannot_be_counted_keeps_no_other_from_it_and_is_named(at):
+    async with at() as monitoring:
+        broken = replace(monitoring, model=name("a"))
+        for one in (broken, monitoring):
+            await one.watch()
+            await settled(one, await one.roll_out(1, canary=2))
+        ids = await answer(monitoring, 2, "canary", [7])
+        log = monitoring.folder / f"data/_predictions/{broken.model}/v2/_delta_log"
+        log.mkdir(parents=True)
+        (log / f"{0:020}.json").write_text("no table")
+        await label(broken, {"p": 7})
+        await until(lambda: warned(monitoring, broken.model), "the warning")
+        await label(monitoring, {ids[0]: 7})
+
+        assert sums(await measured(monitoring, 0, 1))[1] == (2, 1, 1.0, 1.0)
+
+
+async def warned(monitoring: Monitoring, model: str) -> bool:
+    warnings = (await monitoring.http.get("/health/ready")).json()["warnings"]
+    return any(warning.startswith(f"labels of {model} cannot be counted") for warning in warnings)
 
 
 async def parked(monitoring: Monitoring, count: int) -> bool:

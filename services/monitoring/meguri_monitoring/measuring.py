@@ -18,6 +18,7 @@ from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog, Message
 from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database, utc
+from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import ArmQuality, Event, LabelsArrived, QualityMeasured
 from meguri_contracts.names import derived_id
 from meguri_monitoring import quality, store, tables
@@ -46,7 +47,7 @@ class Measurer:
         self._something = asyncio.Event()
         self._settled: dict[str, tuple[int, int]] = {}
         """By model the rollout and the last label as of which every label is counted: more predictions change nothing."""
-        self._trouble: str | None = None
+        self._troubles: dict[str, str] = {}
 
     @hears(LabelsArrived)
     async def take(self, event: LabelsArrived, message: Message) -> None:
@@ -61,33 +62,42 @@ class Measurer:
 
     def trouble(self) -> str | None:
         """Why labels are not counted at the moment, in words for an operator."""
-        return self._trouble
+        return "; ".join(self._troubles.values()) or None
 
     async def run(self) -> None:
-        """Look for ever. A replica that died may have left something unsaid, so at the start everything is due."""
-        begun = False
+        """Look for ever."""
+        await self._begin()
         while True:
-            due, self._due = self._due, set()
-            self._something.clear()
-            began = time.monotonic()
-            try:
-                if not begun:
-                    due |= await self._all_due()
-                    begun = True
-                for model in sorted(due):
-                    await self._measure(model)
-                self._trouble = None
-            except Exception as error:
-                # Whatever it is, it must not keep labels from being counted once it is over.
-                self._trouble = f"labels cannot be counted: {error}"
-                logger.warning(self._trouble, exc_info=error)
-                self.look(due)
-            await asyncio.sleep(max(EVERY, REST * (time.monotonic() - began)))
             await self._something.wait()
+            self._something.clear()
+            due, self._due = self._due, set()
+            began = time.monotonic()
+            for model in sorted(due):
+                await self._try(model)
+            await asyncio.sleep(max(EVERY, REST * (time.monotonic() - began)))
 
-    async def _all_due(self) -> set[str]:
-        await self._projection.reached(await self._log.last_sequence())
-        return await self._database.ask(store.with_challengers)
+    async def _begin(self) -> None:
+        """A replica that died may have left something unsaid, so everything is due."""
+        while True:
+            try:
+                await self._projection.reached(await self._log.last_sequence())
+                self.look(await self._database.ask(store.with_challengers))
+            except TemporaryError as error:
+                logger.warning("labels are not counted yet: %s", error)
+                await asyncio.sleep(EVERY)
+            else:
+                return
+
+    async def _try(self, model: str) -> None:
+        try:
+            await self._measure(model)
+        except Exception as error:
+            # Whatever it is, it must not keep other models from being looked at, nor this one once it is over.
+            self._troubles[model] = f"labels of {model} cannot be counted: {error}"
+            logger.warning(self._troubles[model], exc_info=error)
+            self.look([model])
+        else:
+            self._troubles.pop(model, None)
 
     async def _measure(self, model: str) -> None:
         plan, latest = await self._database.ask(lambda session: _standing(session, model))
