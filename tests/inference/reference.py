@@ -25,6 +25,10 @@ class Refused(Exception):
     pass
 
 
+class NotUtf8(Refused):
+    """Bytes that are no text: refused where they are looked at, passed over in what nobody asked for."""
+
+
 def need(condition: Any) -> None:
     if not condition:
         raise Refused
@@ -53,7 +57,11 @@ def decode(signature: Signature, body: bytes, header_length: int | None, max_row
 
 def read_json(text: bytes) -> Any:
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=lambda constant: need(False))
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError:
+        raise NotUtf8 from None
+    try:
+        return json.loads(decoded, parse_constant=lambda constant: need(False))
     except (ValueError, RecursionError):
         raise Refused from None
 

@@ -3,13 +3,16 @@
 import json
 import math
 import struct
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meguri_contracts.errors import Invalid, TooLarge
+from meguri_inference import large
 from meguri_inference.protocol import Codec
 from tests.inference import reference
 from tests.inference.signatures import PEOPLE, numbers
@@ -147,6 +150,10 @@ def bodies(draw: st.DrawFn, which: str) -> tuple[bytes, int | None]:
 def compared(which: str, body: bytes, length: int | None) -> str:
     try:
         expected = reference.decode(SIGNATURES[which], body, length, MAX_ROWS)
+    except reference.NotUtf8:
+        with suppress(Invalid, TooLarge):
+            CODECS[which].decode(body, max_rows=MAX_ROWS, header_length=length)
+        return "refused"
     except reference.Refused:
         with pytest.raises((Invalid, TooLarge)) as caught:
             CODECS[which].decode(body, max_rows=MAX_ROWS, header_length=length)
@@ -158,11 +165,14 @@ def compared(which: str, body: bytes, length: int | None) -> str:
     return "taken"
 
 
+@pytest.mark.parametrize("min_bytes", [large.MIN_BYTES, 0], ids=["usual", "as if large"])
 @pytest.mark.parametrize("which", SIGNATURES)
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_whatever_is_sent_is_read_as_a_slow_decoder_reads_it(which, data):
-    compared(which, *data.draw(bodies(which)))
+def test_whatever_is_sent_is_read_as_a_slow_decoder_reads_it(which, min_bytes, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large, "MIN_BYTES", min_bytes)
+        compared(which, *data.draw(bodies(which)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -219,3 +229,36 @@ def test_a_raw_value_that_is_no_finite_number_is_refused_by_row_and_feature(whic
 
     with pytest.raises(Invalid, match=r"input 'x' has bad FP.. data: Expected .*, got .* in row 1, feature 'b'"):
         CODECS[which].decode(head + raw, max_rows=MAX_ROWS, header_length=len(head))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,-2.5,3e2]}]}', True),
+        ('{"inputs":[{"data" : [1,2,3] ,"name":"x","shape":[1,3],"datatype":"FP64"}],"id":"7"}', True),
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[[1,2,3]]}]}', False),
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,2,"3"]}]}', False),
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,null,3]}]}', False),
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,2,3],"data":[4,5,6]}]}', False),
+        ('{"data":[9],"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","d\\u0061ta":[1,2,3]}]}', False),
+        ('{"data":[9],"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64"}]}', True),
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,2,3', False),
+        ('{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,2,3]}', True),
+        ('{"id":"data","inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,2,3]}]}', False),
+    ],
+)
+def test_of_a_large_body_only_a_plain_list_of_numbers_is_read_apart(monkeypatch, text, is_read):
+    monkeypatch.setattr(large, "MIN_BYTES", 0)
+
+    assert (large.cut_out(text.encode()) is not None) == is_read
+    for which in SIGNATURES:
+        compared(which, text.encode(), None)
+
+
+def test_a_large_body_arrives_bit_for_bit():
+    values = np.random.default_rng(0).normal(size=(1000, 3)) * 10.0 ** np.arange(-150, 150).repeat(10).reshape(1000, 3)
+    tensor = {"name": "x", "shape": [1000, 3], "datatype": "FP64", "data": values.ravel().tolist()}
+
+    assert (
+        CODECS["FP64"].decode(json.dumps({"inputs": [tensor]}).encode(), max_rows=1000).x.tobytes() == values.tobytes()
+    )

@@ -243,6 +243,22 @@ async def test_rows_may_come_compressed_too(ways):
     assert (bomb.status_code, "200000 bytes" in bomb.json()["error"]) == (413, True)
 
 
+@pytest.mark.parametrize(
+    ("model", "content", "status", "says"),
+    [
+        (None, b'{"rows": [{"sepal_length": "long"}]}', 400, "row 0 lacks column"),
+        (None, b"{", 400, "not JSON with rows or columns"),
+        ("nobody", b"{}", 404, "no model 'nobody' is served here"),
+        (None, b" " * 200_001, 413, "larger than the 200000 bytes"),
+    ],
+)
+async def test_rows_that_cannot_be_answered_are_refused_in_words(ways, model, content, status, says):
+    answer = await ways.http.post(f"/models/{model or ways.model}/predict", content=content)
+
+    assert answer.status_code == status
+    assert says in answer.json()["error"]
+
+
 # --- one model, one answer --------------------------------------------------------------------------------------------
 
 
@@ -340,6 +356,26 @@ async def test_more_messages_than_can_be_in_hand_are_told_to_come_again_and_harm
         "in hand; try again" in reply.data.decode() for reply in replies if reply.headers[replying.STATUS] == "503"
     )
     assert later.headers[replying.STATUS] == "200"
+
+
+async def test_messages_with_more_bytes_than_can_be_in_hand_are_told_to_come_again(ways, monkeypatch):
+    body = json.dumps(ways.fitted.body(ways.fitted.x[:100])).encode()
+    monkeypatch.setattr(replying, "MAX_BYTES_IN_HAND", 3 * len(body))
+
+    replies = await asyncio.gather(*(ways.by_message(body) for _ in range(100)))
+    later = await ways.by_message(body)
+
+    assert {reply.headers[replying.STATUS] for reply in replies} == {"200", "503"}
+    assert later.headers[replying.STATUS] == "200"
+
+
+async def test_an_answer_too_large_for_the_broker_is_refused_in_words(ways, monkeypatch):
+    monkeypatch.setattr(replying, "_HEAD_BYTES", ways.nats.max_payload)
+
+    reply = await ways.by_message(json.dumps(ways.fitted.body(ways.fitted.x[:1])).encode())
+
+    assert reply.headers[replying.STATUS] == "413"
+    assert "ask for fewer rows or outputs" in json.loads(reply.data)["error"]
 
 
 async def test_a_message_that_wants_no_reply_is_let_go(ways):

@@ -22,7 +22,7 @@ class NotBinary(msgspec.Struct, gc=False):
 
 
 class UsualInput(msgspec.Struct, Generic[Datatype, Number], gc=False):
-    """A tensor whose data is a flat list of numbers."""
+    """A tensor whose data is a flat list of numbers; of a large one it was read before, into an array."""
 
     name: str
     shape: Shape

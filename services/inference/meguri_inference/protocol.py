@@ -14,7 +14,7 @@ import orjson
 
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Signature
-from meguri_inference import binary
+from meguri_inference import binary, large
 from meguri_inference.envelope import ENVELOPE, USUAL, AnyInput, Asked, Output
 from meguri_inference.reading import UNREADABLE, BadTensor, TensorReader
 from meguri_inference.tensors import DTYPES, Array, beside
@@ -115,11 +115,7 @@ class Codec:
         """
         raws: Sequence[memoryview | None] = ()
         if header_length is None:
-            try:
-                asked: Asked[Any] = self._usual.decode(body)
-            except UNREADABLE:
-                # Nested, of another datatype, or wrong: the envelope first, then the data, to say what is wrong.
-                asked = self._envelope(body)
+            asked = self._read_json(body)
         else:
             asked = self._envelope(binary.split(body, header_length))
             raws = binary.parts(asked.inputs, body, header_length)
@@ -193,6 +189,21 @@ class Codec:
         if texts is None:
             texts = batch.written[at] = self._row_writers[at](batch.outputs[at])
         return texts[answer.start] if answer.rows == 1 else b",".join(texts[answer.start : answer.start + answer.rows])
+
+    def _read_json(self, body: bytes) -> Asked[Any]:
+        try:
+            asked: Asked[Any]
+            if len(body) > large.MIN_BYTES and self._whole and (found := large.cut_out(body)):
+                rest, values = found
+                asked = self._usual.decode(rest)
+                if len(asked.inputs) == 1:
+                    asked.inputs[0].data = values
+                    return asked
+            asked = self._usual.decode(body)
+        except UNREADABLE:
+            # Nested, of another datatype, or wrong: the envelope first, then the data, to say what is wrong.
+            return self._envelope(body)
+        return asked
 
     def _envelope(self, text: bytes | memoryview) -> Asked[AnyInput]:
         try:

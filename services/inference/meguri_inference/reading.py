@@ -51,7 +51,7 @@ class TensorReader:
         if rows > max_rows:
             raise TooManyRows(self.name, rows, max_rows)
         if isinstance(tensor, UsualInput):
-            values = self._filled(tensor.data, tensor.shape)
+            values = self._filled(tensor.data, tensor.datatype, tensor.shape)
         elif raw is None:
             values = self._from_json(tensor, rows)
         else:
@@ -61,10 +61,16 @@ class TensorReader:
     def refuse(self, reason: str) -> NoReturn:
         raise BadTensor(f"input {self.name!r} {reason}", self.expected)
 
-    def _filled(self, data: list[Any], shape: list[int]) -> Array:
+    def _filled(self, data: "list[Any] | Array", datatype: str, shape: list[int]) -> Array:
         if len(data) != shape[0] * self._width:
             self.refuse(f"has {len(data)} values, its shape {shape} needs {shape[0] * self._width}")
-        return np.array(data, self._dtype)
+        return np.array(data, self._dtype) if isinstance(data, list) else self._fitted(data, datatype)
+
+    def _fitted(self, values: Array, datatype: str) -> Array:
+        try:
+            return fit(values, self._datatype)
+        except DoesNotFit as error:
+            self._refuse_data(datatype, f"{error}{self._place(error.at)}")
 
     def _from_json(self, tensor: AnyInput, rows: int) -> Array:
         flat, nested = self._accepting(tensor.datatype)
@@ -79,7 +85,7 @@ class TensorReader:
         except UNREADABLE as error:
             self._refuse_data(tensor.datatype, self._explain(str(error)))
         if not is_nested:
-            return self._filled(data, tensor.shape)
+            return self._filled(data, tensor.datatype, tensor.shape)
         if len(data) != rows or any(len(row) != self._width for row in data):
             self.refuse(f"has nested data that does not fill its shape {tensor.shape}")
         return np.array(data, self._dtype)
@@ -89,11 +95,12 @@ class TensorReader:
         if memoryview(tensor.data):
             self.refuse("has data in the JSON and binary_data_size")
         try:
-            return fit(binary.read(raw, tensor.datatype, count), self._datatype)
+            values = binary.read(raw, tensor.datatype, count)
         except binary.BadRaw as error:
             self.refuse(str(error))
         except DoesNotFit as error:
             self._refuse_data(tensor.datatype, f"{error}{self._place(error.at)}")
+        return self._fitted(values, tensor.datatype)
 
     def _accepting(self, datatype: str) -> tuple[Any, Any]:
         """Return the readers of flat and of nested JSON for `datatype`."""

@@ -73,7 +73,7 @@ class Replying:
             f"{INFER_PREFIX}.*", queue=QUEUE, cb=self._take, pending_bytes_limit=MAX_BYTES_IN_HAND
         )
 
-    async def close(self, patience: float = 10.0) -> None:
+    async def close(self, patience: float = 5.0) -> None:
         """Leave new requests to the other replicas and answer those in hand, within `patience` seconds."""
         if self._subscription is not None:
             try:
