@@ -4,12 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meguri_contracts.errors import Invalid, TooLarge
+from meguri_contracts.events import Tensor
 from meguri_inference import documents, tensors
 from meguri_inference.protocol import Answer, Batch, Codec, Request
+from tests.inference.signatures import PEOPLE, numbers
 
 FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 ROW = [5.1, 3.5, 1.4, 0.2]
@@ -228,6 +231,36 @@ def test_text_labels_are_written_as_text(flowers):
     assert answer["outputs"][0] == {"name": "label", "datatype": "BYTES", "shape": [2], "data": labels.tolist()}
 
 
+@pytest.mark.parametrize(
+    ("datatype", "labels"),
+    [
+        ("INT64", np.array([2**62, 0, -1])),
+        ("BOOL", np.array([True, False, True])),
+        ("BYTES", np.array(["a", "", "é"], object)),
+    ],
+)
+@pytest.mark.parametrize("raw", [(), (0,), (1,), (0, 1)])
+def test_raw_tensors_of_an_answer_are_read_by_tritonclient(datatype, labels, raw):
+    outputs = (
+        Tensor(name="label", datatype=datatype, shape=(-1,)),
+        Tensor(name="probabilities", datatype="FP32", shape=(-1, 2)),
+    )
+    codec = Codec("m", 1, numbers("FP64", "a").model_copy(update={"outputs": outputs}))
+    probabilities = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], np.float32)
+    answer = Answer(Batch(np.zeros((3, 1)), [labels, probabilities]), 1, 2)
+    request = Request(np.zeros((2, 1)), "mine", None, (1, 0), None, raw)
+
+    written, length = codec.encode(answer, request, prediction_id="p1", trace_id="t1")
+
+    assert (length is None) == (not raw)
+    result = triton.InferenceServerClient.parse_response_body(written, header_length=length)
+    found = result.as_numpy("label").tolist()
+    assert [label.decode() if isinstance(label, bytes) else label for label in found] == labels[1:].tolist()
+    assert result.as_numpy("probabilities").tolist() == probabilities[1:].tolist()
+    assert [output["name"] for output in result.get_response()["outputs"]] == ["probabilities", "label"]
+    assert result.get_response()["id"] == "mine"
+
+
 def test_metadata_names_what_goes_in_and_comes_out(iris):
     metadata = documents.model_metadata("iris", iris.deployed)
 
@@ -240,6 +273,49 @@ def test_metadata_names_what_goes_in_and_comes_out(iris):
     }
     assert metadata["versions"] == ["3"]
     assert documents.server_metadata()["name"] == "meguri"
+
+
+def test_metadata_of_a_model_with_several_types_has_an_input_for_each_feature(iris):
+    signature = PEOPLE.model_copy(update={"example": (41, 1.7, "Kyōto", True, 0.5)})
+    metadata = documents.model_metadata("people", iris.deployed.model_copy(update={"signature": signature}))
+
+    assert metadata["inputs"][2] == {"name": "city", "datatype": "BYTES", "shape": [-1, 1]}
+    assert len(metadata["inputs"]) == 5
+    assert metadata["parameters"] == {
+        "example": {"age": 41, "height": 1.7, "city": "Kyōto", "member": True, "score": 0.5}
+    }
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ([("age", "INT64", [1, 2]), ("member", "BOOL", [True])], "2 inputs were sent, 'height' is missing"),
+        ([("age", "INT64", [1])] * 2, "input 'age' was sent more than once"),
+        ([("shoe", "INT64", [1])], "input 'shoe' is not known"),
+        ([("age", "FP64", [1.0])], "input 'age' has datatype 'FP64', accepted are INT64, INT32, BOOL"),
+        ([("age", "INT64", [1, 2])], "input 'height' has 1 rows, 'age' has 2"),
+        (
+            [("city", "BYTES", [7])],
+            "input 'city' has bad BYTES data: Expected `str`, got `int` in row 0, feature 'city'",
+        ),
+    ],
+)
+def test_an_input_that_is_wrong_among_several_is_named_with_what_was_expected(inputs, says):
+    sent = {"age": ("INT64", [1]), "height": ("FP64", [1]), "city": ("BYTES", ["a"]), "member": ("BOOL", [True])}
+    tensors = [{"name": name, "datatype": kind, "shape": [len(data)], "data": data} for name, kind, data in inputs]
+    if "missing" not in says and "once" not in says:
+        given = sent | {"score": ("FP32", [1])}
+        known = [name for name, _, _ in inputs]
+        tensors += [
+            {"name": name, "datatype": kind, "shape": [1], "data": data}
+            for name, (kind, data) in given.items()
+            if name not in known
+        ]
+
+    said = refusal(Codec("people", 1, PEOPLE), json.dumps({"inputs": tensors}).encode())
+
+    assert said.startswith(says)
+    assert "; the model takes '" in said
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
