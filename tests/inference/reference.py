@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from typing import Any
 
@@ -26,7 +27,7 @@ class Refused(Exception):
 
 
 class NotUtf8(Refused):
-    """Bytes that are no text: refused where they are looked at, passed over in what nobody asked for."""
+    """Bytes that are no text, or escapes of half a character: refused where they are looked at, else passed over."""
 
 
 def need(condition: Any) -> None:
@@ -60,6 +61,8 @@ def read_json(text: bytes) -> Any:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError:
         raise NotUtf8 from None
+    if re.search(r"\\u[dD][89a-fA-F]", decoded):
+        raise NotUtf8
     try:
         return json.loads(decoded, parse_constant=lambda constant: need(False))
     except (ValueError, RecursionError):
