@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from meguri_chassis.places import NotAllowed, Unreachable, Unreadable
 from meguri_contracts.errors import Malformed, NotFound, TooLarge
-from meguri_ingest.fetching import NotAllowed, Unreachable, Unreadable, open_uri
+from meguri_ingest.fetching import open_uri
 
 
 @pytest.fixture
