@@ -9,7 +9,7 @@ from sqlmodel import Session
 from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import Invalid
-from meguri_registry import commands, history, showing, store
+from meguri_registry import batch_store, batches, commands, history, showing, store
 from meguri_registry.commands import Name, Version
 from meguri_registry.models import Model
 
@@ -93,6 +93,20 @@ def routes(service: Service) -> APIRouter:
                     for part, rows in store.used_in(session, event)
                 ],
             }
+
+    @router.get("/batches", tags=["batches"])
+    def list_batches(
+        model: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> list[dict[str, Any]]:
+        """The latest batches, newest first; of all models or of one."""
+        with database.read() as session:
+            return [batches.summary(row) for row in batch_store.batches(session, model, limit)]
+
+    @router.get("/batches/{batch}", tags=["batches"])
+    def get_batch(batch: Name, model: str | None = None) -> dict[str, Any]:
+        """A batch: status, version, run, digests of input and predictions, and the parts that are done."""
+        with database.read() as session:
+            return batches.detail(session, batch_store.batch(session, batch, model))
 
     @router.get("/at", tags=["models"])
     def known_at(time: Annotated[datetime, Query()], model: Annotated[str | None, Query()] = None) -> dict[str, Any]:

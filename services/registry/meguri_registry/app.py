@@ -7,7 +7,7 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import REGISTRY_JUDGE, REGISTRY_ROLLOUTS
-from meguri_registry import api, handlers, projection, store
+from meguri_registry import api, batch_store, handlers, projection, store
 from meguri_registry.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -20,7 +20,7 @@ def build(settings: Settings | None = None) -> Service:
         settings,
         description=__doc__ or "",
         database=database,
-        projection=Projection(database, projection.evolve, projection.HEARS, store.TABLES),
+        projection=Projection(database, projection.evolve, projection.HEARS, (*store.TABLES, *batch_store.TABLES)),
     )
     service.hear(Hearing(REGISTRY_JUDGE, [handlers.judge], together=16))
     service.hear(Hearing(REGISTRY_ROLLOUTS, [handlers.watch]))

@@ -21,7 +21,7 @@ from meguri_contracts.events import (
     TrainingRequested,
     TrainingStarted,
 )
-from meguri_registry import models, rollouts, store
+from meguri_registry import batches, models, rollouts, store
 
 HEARS = (
     DataCommitted,
@@ -38,10 +38,14 @@ HEARS = (
     ModelLoaded,
     RolloutObserved,
     QualityMeasured,
+    *batches.HEARS,
 )
 
 
 def evolve(session: Session, event: Event, message: Message) -> None:
+    if isinstance(event, batches.HEARS):
+        batches.evolve(session, event, message)
+        return
     plan = None
     if event.key_field == "model":
         before = store.model(session, event.key)
