@@ -5,13 +5,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.bus import Hearing
+from meguri_chassis.lookup import Lookup
 from meguri_chassis.service import Service
 from meguri_contracts.events import RolloutChanged, SpecApplied
-from meguri_contracts.topology import LOG, subject
-from meguri_inference import api
+from meguri_contracts.topology import INFERENCE_BATCHES, LOG, subject
+from meguri_inference import api, scoring_api
 from meguri_inference.answering import Answering, Limits
 from meguri_inference.connection import speaking
 from meguri_inference.fast_path import FastPath
+from meguri_inference.handlers import Batches
 from meguri_inference.metrics import Metrics, own_port
 from meguri_inference.models import Models
 from meguri_inference.observing import Observer
@@ -20,8 +23,10 @@ from meguri_inference.replying import Replying
 from meguri_inference.rollouts import Loader, PredictionsOut, Reports, Rollouts
 from meguri_inference.settings import Settings
 from meguri_inference.shadowing import Shadowing
+from meguri_inference.storing import Inputs, Outputs
 from meguri_inference.tallies import Tallies
 from meguri_inference.tracing import Origins, Tracing
+from meguri_inference.versions import Versions
 
 
 def build(settings: Settings | None = None) -> Service:
@@ -31,7 +36,8 @@ def build(settings: Settings | None = None) -> Service:
     followed = [subject(kind.kind(), "*") for kind in (SpecApplied, RolloutChanged)]
     reader = service.reader(LOG, followed, "inference-rollouts")
     log = PredictionLog(PredictionsOut(reader).publish, ids, linger=settings.linger)
-    models = Models(Loader(Artifacts(settings.artifacts_url)), max_bytes=settings.max_model_bytes)
+    artifacts = Artifacts(settings.artifacts_url)
+    models = Models(Loader(artifacts), max_bytes=settings.max_model_bytes)
     answering = Answering(
         models,
         log,
@@ -78,4 +84,24 @@ def build(settings: Settings | None = None) -> Service:
     service.app.include_router(api.routes(service, answering))
     service.stands_before(FastPath(service.app, answering))
     service.speaks(speaking(answering), shared_port=settings.shared_port)
+    _add_batches(service, settings, artifacts)
     return service
+
+
+def _add_batches(service: Service, settings: Settings, artifacts: Artifacts) -> None:
+    """Have the service predict files, and compare versions."""
+    lookup = Lookup(service.jetstream)
+    versions = Versions(lookup, artifacts)
+    inputs, outputs = Inputs(settings.batch_inputs.split(",")), Outputs(settings.batch_outputs.split(","))
+    batches = Batches(
+        log=service.log,
+        lookup=lookup,
+        versions=versions,
+        inputs=inputs,
+        outputs=outputs,
+        replica=settings.replica,
+    )
+    service.hear(Hearing(INFERENCE_BATCHES, [batches.plan, batches.score]))
+    service.app.include_router(
+        scoring_api.routes(service.log, lookup, versions, inputs, outputs, settings.max_compared_bytes)
+    )

@@ -104,7 +104,7 @@ TRAINING_TRIGGERS = Consumer(
 TRAINING_FITS = Consumer("training-fits", (e.TrainingStarted,), ack_wait=10, max_ack_pending=16)
 REGISTRY_JUDGE = Consumer("registry-judge", (e.ModelTrained,))
 REGISTRY_ROLLOUTS = Consumer("registry-rollouts", (e.RolloutObserved, e.QualityMeasured))
-INFERENCE_BATCHES = Consumer("inference-batches", (e.BatchRequested, e.ShardPlanned), max_ack_pending=64)
+INFERENCE_BATCHES = Consumer("inference-batches", (e.BatchRequested, e.ShardPlanned), ack_wait=10, max_ack_pending=64)
 MONITORING_ROLLOUTS = Consumer("monitoring-rollouts", (e.RolloutChanged,))
 MONITORING_LABELS = Consumer("monitoring-labels", (e.LabelsArrived,))
 MONITORING_ADVISORIES = Consumer("monitoring-advisories", (), stream=ADVISORIES)
