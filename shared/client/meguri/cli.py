@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import keeping, labelling, operating, serving, show, traces
+from meguri import keeping, labelling, operating, scoring, serving, show, traces
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -174,6 +174,7 @@ def trace(
 
 
 serving.add_to(app)
+scoring.add_to(app)
 operating.add_to(app)
 keeping.add_to(app)
 labelling.add_to(app)

@@ -23,6 +23,7 @@ AFTER = "Meguri-After"
 """Header that names the last sequence of the log which the one who asks has seen."""
 TIMEOUT = 60.0
 """Seconds to wait for an answer."""
+ARROW = "application/vnd.apache.arrow.stream"
 LONG = 600.0
 """Seconds to wait for one that takes a look at everything there is."""
 
@@ -192,6 +193,45 @@ class Meguri:
             "episodes": [e for e in self.episodes(model) if prediction_id in e["samples"] or e["version"] == version],
         }
 
+    # --- many rows
+
+    def batch(
+        self,
+        model: str,
+        *,
+        input: str,
+        output: str,
+        version: int | None = None,
+        shard_rows: int = 100_000,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Ask for all rows of a file to be predicted; returns the batch's id and the sequence of the request in the log.
+
+        `input` and `output` are URIs, of a file and of a folder, that inference may use. `key` sent again asks for the same.
+        """
+        body = {"input": input, "output": output, "version": version, "shard_rows": shard_rows}
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._ask("POST", "inference", f"/models/{model}/batches", json=body, headers=headers)
+
+    def batches(self, model: str | None = None) -> list[dict[str, Any]]:
+        """The latest batches, newest first."""
+        return self._ask("GET", "registry", "/batches", params={"model": model} if model else {})
+
+    def batch_known(self, batch: str, model: str | None = None) -> dict[str, Any]:
+        """A batch: status, version, run, digests, and the parts that are done."""
+        return self._ask("GET", "registry", f"/batches/{batch}", params={"model": model} if model else {})
+
+    def recorded(self, model: str, last: int) -> bytes:
+        """The latest rows that were predicted, with features and answers, as an Arrow IPC stream."""
+        return self._answer(
+            "GET", "monitoring", f"/models/{model}/recorded", params={"last": last}, timeout=LONG
+        ).content
+
+    def compare(self, model: str, a: int, b: int, recorded: bytes) -> dict[str, Any]:
+        """Where two versions disagree on recorded rows, an Arrow IPC stream."""
+        how = {"params": {"a": a, "b": b}, "headers": {"Content-Type": ARROW}, "timeout": LONG}
+        return self._answer("POST", "inference", f"/models/{model}/compare", content=recorded, **how).json()
+
     # --- operation
 
     def health(self, service: str) -> dict[str, Any]:
@@ -265,13 +305,16 @@ class Meguri:
             raise _unreachable(service, error) from error
 
     def _ask(self, method: str, service: str, path: str, **how: Any) -> Any:
+        return self._answer(method, service, path, **how).json()
+
+    def _answer(self, method: str, service: str, path: str, **how: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, address(service) + path, **how)
         except httpx.HTTPError as error:
             raise _unreachable(service, error) from error
         if answer.is_error:
             raise Refused(answer.status_code, _reason(answer))
-        return answer.json()
+        return answer
 
 
 async def publish(
