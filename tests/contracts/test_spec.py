@@ -89,6 +89,30 @@ def test_features_keep_the_order_in_which_they_are_named():
     assert spec(features=("x_1", "x_0")).feature_names == ("x_1", "x_0")
 
 
+def test_strings_are_features():
+    assert spec(dataset=dataset(city={"type": "string"})).feature_names == ("x", "city")
+
+
+def test_a_score_is_only_reserved_where_outliers_have_one():
+    assert spec(dataset=dataset(score=NUMBER)).feature_names == ("x", "score")
+
+
+def test_outliers_need_no_target_and_are_then_measured_by_their_share_alone():
+    found = spec(task="outliers", target=None, gate="outlier_share < 0.2")
+
+    assert found.feature_names == ("x_0", "x_1", "y")
+    assert found.metrics == ("outlier_share",)
+
+
+def test_a_target_of_outliers_is_no_feature_and_adds_metrics():
+    found = spec(
+        task="outliers", target="bad", gate="roc_auc > 0.8", dataset=dataset(bad={"type": "boolean"}), features=None
+    )
+
+    assert found.feature_names == ("x", "y")
+    assert found.metrics == ("outlier_share", "roc_auc", "average_precision")
+
+
 MISTAKES = {
     "a field that does not exist": ({"estimater": {}}, "estimater.*not permitted"),
     "a name with capitals": ({"model": "Digits"}, "model.*match pattern"),
@@ -99,7 +123,23 @@ MISTAKES = {
     "no feature": ({"features": []}, "at least one feature"),
     "only the target": ({"dataset": {"name": "d", "columns": {"y": NUMBER}}}, "at least one feature"),
     "no column": ({"dataset": {"name": "d", "columns": {}}}, "columns.*at least 1 item"),
-    "text as a feature": ({"dataset": dataset(city={"type": "string"})}, "'city'.*only number, integer and boolean"),
+    "a time as a feature": ({"dataset": dataset(at={"type": "timestamp"})}, "'at': timestamps cannot be features"),
+    "a regression without a target": ({"target": None}, "target: a regression needs one"),
+    "outliers named by a number": ({"task": "outliers", "gate": "roc_auc > 0"}, "'y' of outliers must be a boolean"),
+    "a metric that needs a target": (
+        {"task": "outliers", "target": None, "gate": "roc_auc > 0.8"},
+        "'roc_auc' is no metric of outliers without a target; known are outlier_share",
+    ),
+    "a feature of outliers like their score": (
+        {
+            "task": "outliers",
+            "target": None,
+            "gate": "outlier_share < 1",
+            "dataset": dataset(score=NUMBER),
+            "features": ["score"],
+        },
+        "'score' is called like",
+    ),
     "a type that does not exist": ({"dataset": dataset(x={"type": "float"})}, "'number', 'integer'"),
     "a range of text": ({"dataset": dataset(x={"type": "string", "min": 0})}, "min and max need a number or integer"),
     "a column of meguri's own": ({"dataset": dataset(_event=NUMBER)}, "begin with '_': '_event'"),

@@ -46,11 +46,28 @@ def test_svc_gives_probabilities():
     ("task", "name"), [(task, name) for task, known in estimators.KNOWN.items() for name in sorted(known)]
 )
 def test_every_name_on_the_list_can_be_built_for_its_task_only(task, name):
-    other = "regression" if task == "classification" else "classification"
-
     assert hasattr(estimators.build(Estimator(name=name), task, seed=0), "fit")
-    with pytest.raises(Invalid, match=f"{name} is for {task}; for {other} there are"):
-        estimators.build(Estimator(name=name), other, seed=0)
+    for other in estimators.KNOWN.keys() - {task}:
+        with pytest.raises(Invalid, match=f"{name} is for {task}; for {other} there are"):
+            estimators.build(Estimator(name=name), other, seed=0)
+
+
+@pytest.mark.parametrize("name", sorted(estimators.KNOWN["classification"]))
+def test_every_classifier_gives_probabilities(name):
+    rows, labels = np.repeat(ROWS, 5, axis=0), np.repeat(LABELS, 5)
+    params = {"reg_param": 0.1} if name == "QuadraticDiscriminantAnalysis" else {}
+    model = estimators.build(Estimator(name=name, params=params), "classification", seed=0).fit(rows, labels)
+
+    assert model.predict_proba(rows).shape == (20, 2)
+
+
+def test_texts_become_categories_beside_the_numbers():
+    table = np.array([[0.5, "a"], [1.5, "b"], [2.5, ""]], object)
+    model = estimators.build(
+        Estimator(name="Ridge", scale=True), "regression", seed=0, texts=[False, True]
+    ).fit(table, [1, 2, 3])  # fmt: skip
+
+    assert model[0].transform(np.array([[1.5, "b"], [1.5, "c"]], object)).tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
@@ -80,6 +97,13 @@ def test_trees_refuse_to_be_scaled():
         estimators.build(Estimator(name="DecisionTreeRegressor", scale=True), "regression", seed=0)
 
 
-def test_trees_see_singles_and_the_others_doubles():
-    assert estimators.as_input(Estimator(name="ExtraTreesRegressor"), ROWS).dtype == np.float32
-    assert estimators.as_input(Estimator(name="Ridge"), ROWS).dtype == np.float64
+def test_an_estimator_of_outliers_can_be_asked_about_new_rows():
+    with pytest.raises(Invalid, match="novelty cannot be set"):
+        estimators.build(Estimator(name="LocalOutlierFactor", params={"novelty": False}), "outliers", seed=0)
+
+    assert estimators.build(Estimator(name="LocalOutlierFactor"), "outliers", seed=0).novelty
+
+
+def test_trees_are_single_and_the_others_double():
+    assert estimators.is_single(Estimator(name="ExtraTreesRegressor"))
+    assert not estimators.is_single(Estimator(name="Ridge"))

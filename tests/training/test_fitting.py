@@ -12,8 +12,8 @@ from sklearn.datasets import load_diabetes, load_digits, load_iris
 
 from meguri_chassis.profiles import Profile
 from meguri_contracts.spec import ModelSpec
-from meguri_training import fitting
-from meguri_training.fitting import CannotFit, Job
+from meguri_training import fitting, reading
+from meguri_training.fitting import CannotFit, Champion, Job
 
 IRIS, SPECIES = load_iris(return_X_y=True)
 FLOWERS = pl.DataFrame(IRIS, schema=["a", "b", "c", "d"]).with_columns(species=SPECIES)
@@ -38,7 +38,8 @@ def job(folder, *frames, estimator="LogisticRegression", **changes):
 
 
 def against(challenger, champion):
-    return replace(challenger, champion_onnx=champion.onnx, champion_signature=champion.signature)
+    file = champion.skops if champion.onnx is None else champion.onnx
+    return replace(challenger, champion=Champion(champion.engine, file, champion.signature))
 
 
 def test_a_fit_gives_files_and_measures(tmp_path):
@@ -174,7 +175,155 @@ def test_booleans_are_features(tmp_path):
     assert fitting.fit(job(tmp_path, frame)).candidate["accuracy"] > 0.85
 
 
+CITIES = FLOWERS.with_columns(
+    city=pl.Series(["Zürich", "", "Kyōto"] * 50), early=pl.col("a") > 5.8, count=pl.int_range(150) % 7
+).select("city", "a", "early", "count", "species")
+
+
+@pytest.mark.parametrize(("estimator", "real"), [("RidgeClassifier", "FP64"), ("RandomForestClassifier", "FP32")])
+def test_texts_are_features_and_every_feature_is_then_an_input(tmp_path, estimator, real):
+    asked = job(tmp_path, CITIES, estimator=estimator)
+    fitted = fitting.fit(asked)
+    signature = fitted.signature
+
+    assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in signature.inputs] == [
+        ("city", "BYTES", (-1, 1)),
+        ("a", real, (-1, 1)),
+        ("early", "BOOL", (-1, 1)),
+        ("count", "INT64", (-1, 1)),
+    ]
+    assert signature.input == signature.inputs[0]
+    assert fitted.engine == "onnx"
+    assert list(Profile.from_json(fitted.profile).features) == ["a", "early", "count"]
+    assert fitting.fit(against(asked, fitted)).champion == pytest.approx(fitted.candidate, rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["LogisticRegression", "RandomForestClassifier"])
+def test_beside_texts_there_may_be_integers_and_booleans_alone(tmp_path, estimator):
+    fitted = fitting.fit(job(tmp_path, CITIES.drop("a"), estimator=estimator))
+
+    assert [tensor.datatype for tensor in fitted.signature.inputs] == ["BYTES", "BOOL", "INT64"]
+    assert (fitted.engine, fitted.parity < 1e-6) == ("onnx", True)
+
+
+@pytest.mark.parametrize("name", ["input", "variable", "scores", "größe (in m) / 2", "label_tensor", "meguri_city"])
+def test_a_feature_may_be_called_anything(tmp_path, name):
+    fitted = fitting.fit(job(tmp_path, CITIES.rename({"a": name})))
+
+    assert [tensor.name for tensor in fitted.signature.inputs] == ["city", name, "early", "count"]
+    assert fitted.engine == "onnx", fitted.engine_reason
+
+
+def test_the_same_job_on_texts_gives_the_same_bytes(tmp_path):
+    shuffled = CITIES.sample(fraction=1.0, shuffle=True, seed=1)
+    first = fitting.fit(job(tmp_path / "1", CITIES, estimator="LogisticRegression"))
+    other = fitting.fit(job(tmp_path / "2", shuffled, estimator="LogisticRegression"))
+
+    assert (first.onnx, first.skops, first.signature) == (other.onnx, other.skops, other.signature)
+
+
+def test_all_features_may_be_texts(tmp_path):
+    frame = CITIES.select(pl.col("a").round(1).cast(pl.String), "species")
+    fitted = fitting.fit(job(tmp_path, frame))
+
+    assert [tensor.datatype for tensor in fitted.signature.inputs] == ["BYTES"]
+    assert Profile.from_json(fitted.profile).features == {}
+
+
+def test_a_text_that_is_missing_is_the_empty_text(tmp_path):
+    frame = CITIES.with_columns(city=pl.when(pl.col("city") != "").then("city"))
+    fitted = fitting.fit(job(tmp_path, frame, features=["city"]))
+
+    assert frame["city"].null_count() == 50
+    assert reading.texts(frame, "city").tolist() == CITIES["city"].to_list()
+    assert fitted.train_rows + fitted.holdout_rows == 150
+
+
+def test_the_example_is_a_row_that_is_common(tmp_path):
+    frame = CITIES.with_columns(city=pl.when(pl.col("count") < 5).then(pl.lit("Kyōto")).otherwise("city"))
+    mixed = fitting.fit(job(tmp_path / "1", frame, estimator="RandomForestClassifier")).signature.example
+    numbers = fitting.fit(job(tmp_path / "2", FLOWERS)).signature.example
+
+    assert mixed == ("Kyōto", pytest.approx(5.8, abs=0.2), mixed[2], 3)
+    assert [type(value) for value in mixed] == [str, float, bool, int]
+    assert numbers == pytest.approx((5.8, 3.0, 4.35, 1.3), abs=0.3)
+
+
+@pytest.mark.parametrize("estimator", ["IsolationForest", "EllipticEnvelope"])
+def test_outliers_are_found_without_a_target(tmp_path, estimator):
+    asked = job(
+        tmp_path,
+        FLOWERS,
+        estimator=estimator,
+        task="outliers",
+        target=None,
+        features=["a", "b"],
+        gate="outlier_share < 1",
+    )
+    fitted = fitting.fit(asked)
+
+    assert fitted.candidate.keys() == {"outlier_share"}
+    assert 0 < fitted.candidate["outlier_share"] < 0.5
+    assert [tensor.name for tensor in fitted.signature.outputs] == ["label", "score"]
+    assert fitting.fit(against(asked, fitted)).champion == pytest.approx(fitted.candidate, rel=1e-4)
+
+
+def test_a_target_tells_how_well_outliers_are_found_and_is_not_learned_from(tmp_path):
+    frame = FLOWERS.filter(pl.int_range(150) < 60).with_columns(species=pl.col("species") > 0)
+    changes = {"estimator": "IsolationForest", "task": "outliers", "gate": "roc_auc > 0"}
+    named = fitting.fit(job(tmp_path / "1", frame, **changes))
+    changes |= {"target": None, "features": ["a", "b", "c", "d"], "gate": "outlier_share < 1"}
+    unnamed = fitting.fit(job(tmp_path / "2", frame, **changes))
+
+    assert named.candidate.keys() == {"outlier_share", "roc_auc", "average_precision"}
+    assert named.candidate["roc_auc"] > 0.8
+    assert named.onnx == unnamed.onnx
+
+
+NEIGHBOURS = {"name": "KNeighborsClassifier", "params": {"weights": "distance"}}
+
+
+def test_a_model_that_onnx_computes_otherwise_is_served_by_scikit_learn(tmp_path):
+    fitted = fitting.fit(job(tmp_path, FLOWERS, estimator=NEIGHBOURS))
+
+    assert (fitted.engine, fitted.onnx, fitted.parity) == ("scikit-learn", None, 0)
+    assert "ONNX and scikit-learn differ by" in fitted.engine_reason
+    assert [tensor.name for tensor in fitted.signature.outputs] == ["label", "probabilities"]
+
+
+@pytest.mark.parametrize("first", [NEIGHBOURS, "GaussianNB"], ids=["scikit-learn", "onnx"])
+@pytest.mark.parametrize("second", [NEIGHBOURS, "GaussianNB"], ids=["scikit-learn", "onnx"])
+def test_champions_of_either_engine_are_measured(tmp_path, first, second):
+    champion = fitting.fit(job(tmp_path / "1", FLOWERS, estimator=first))
+    candidate = fitting.fit(against(job(tmp_path / "2", FLOWERS, estimator=second), champion))
+
+    assert candidate.champion == pytest.approx(champion.candidate, rel=1e-4)
+
+
+def test_a_champion_of_another_task_cannot_be_compared(tmp_path):
+    champion = fitting.fit(job(tmp_path / "1", FLOWERS))
+    outliers = {"estimator": "IsolationForest", "task": "outliers", "target": None, "gate": "outlier_share < 1"}
+
+    with pytest.raises(CannotFit, match="answers with label, probabilities; for outliers it should be label, score"):
+        fitting.fit(against(job(tmp_path / "2", FLOWERS, **outliers), champion))
+
+
 REFUSALS = {
+    "too many categories": (
+        pl.DataFrame({"id": [f"user {n}" for n in range(1500)], "y": [n % 2 for n in range(1500)]}),
+        {},
+        "'id' has 1500 different texts, at most 1000 can be categories",
+    ),
+    "outliers of three kinds": (
+        FLOWERS,
+        {"estimator": "IsolationForest", "task": "outliers", "gate": "roc_auc > 0"},
+        "'species' of outliers must be true or 1",
+    ),
+    "no outliers to find": (
+        FLOWERS[:50],
+        {"estimator": "IsolationForest", "task": "outliers", "gate": "roc_auc > 0"},
+        "every row held out has species = 0",
+    ),
     "too few rows": (FLOWERS[::15], {}, "rows to train on and .* held out; at least"),
     "one class": (FLOWERS[:50], {}, "every row to train on has species = 0"),
     "null": (
@@ -196,11 +345,6 @@ REFUSALS = {
         FLOWERS,
         {"estimator": {"name": "KNeighborsClassifier", "params": {"n_neighbors": 1000}}},
         "KNeighborsClassifier cannot be fitted.*n_neighbors",
-    ),
-    "not the same in ONNX": (
-        FLOWERS,
-        {"estimator": {"name": "KNeighborsClassifier", "params": {"weights": "distance"}}},
-        "ONNX and scikit-learn differ by",
     ),
 }
 

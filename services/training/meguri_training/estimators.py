@@ -1,50 +1,33 @@
-"""Estimators that a spec may name: those seen to give the same answers as ONNX, each built with the spec's parameters.
+"""Estimators that a spec may name: those seen to be served as scikit-learn answers, by ONNX Runtime or by itself.
 
 Precision is decided here, before the fit. Trees are trained on single precision, because that is what the tree nodes of
 ONNX compare: a split then lies between two singles and serving takes the same branch. Everything else is trained on doubles.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from sklearn import (
+    covariance,
+    discriminant_analysis,
+    ensemble,
+    kernel_ridge,
+    linear_model,
+    naive_bayes,
+    neighbors,
+    neural_network,
+    svm,
+    tree,
+)
+from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import (
-    AdaBoostClassifier,
-    AdaBoostRegressor,
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
-    GradientBoostingClassifier,
-    GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
-)
-from sklearn.linear_model import (
-    BayesianRidge,
-    ElasticNet,
-    HuberRegressor,
-    Lasso,
-    LinearRegression,
-    LogisticRegression,
-    Ridge,
-)
-from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC, SVR
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from meguri_contracts import spec
 from meguri_contracts.errors import Invalid
-
-Task = Literal["classification", "regression"]
-Rows = NDArray[np.float32] | NDArray[np.float64]
-"""Feature values of shape [n, features]."""
+from meguri_contracts.spec import Task
 
 
 def _by_name(*classes: type[Any]) -> dict[str, type[Any]]:
@@ -53,51 +36,94 @@ def _by_name(*classes: type[Any]) -> dict[str, type[Any]]:
 
 _TREES: dict[Task, dict[str, type[Any]]] = {
     "classification": _by_name(
-        AdaBoostClassifier,
-        DecisionTreeClassifier,
-        ExtraTreesClassifier,
-        GradientBoostingClassifier,
-        HistGradientBoostingClassifier,
-        RandomForestClassifier,
+        ensemble.AdaBoostClassifier,
+        ensemble.BaggingClassifier,
+        ensemble.ExtraTreesClassifier,
+        ensemble.GradientBoostingClassifier,
+        ensemble.HistGradientBoostingClassifier,
+        ensemble.RandomForestClassifier,
+        tree.DecisionTreeClassifier,
     ),
     "regression": _by_name(
-        AdaBoostRegressor,
-        DecisionTreeRegressor,
-        ExtraTreesRegressor,
-        GradientBoostingRegressor,
-        HistGradientBoostingRegressor,
-        RandomForestRegressor,
+        ensemble.AdaBoostRegressor,
+        ensemble.BaggingRegressor,
+        ensemble.ExtraTreesRegressor,
+        ensemble.GradientBoostingRegressor,
+        ensemble.HistGradientBoostingRegressor,
+        ensemble.RandomForestRegressor,
+        tree.DecisionTreeRegressor,
     ),
+    "outliers": _by_name(ensemble.IsolationForest),
 }
 _OTHERS: dict[Task, dict[str, type[Any]]] = {
-    "classification": _by_name(GaussianNB, KNeighborsClassifier, LogisticRegression, MLPClassifier, SVC),
+    "classification": _by_name(
+        discriminant_analysis.LinearDiscriminantAnalysis,
+        discriminant_analysis.QuadraticDiscriminantAnalysis,
+        linear_model.LogisticRegression,
+        linear_model.Perceptron,
+        linear_model.RidgeClassifier,
+        linear_model.SGDClassifier,
+        naive_bayes.BernoulliNB,
+        naive_bayes.ComplementNB,
+        naive_bayes.GaussianNB,
+        naive_bayes.MultinomialNB,
+        neighbors.KNeighborsClassifier,
+        neighbors.NearestCentroid,
+        neural_network.MLPClassifier,
+        svm.LinearSVC,
+        svm.NuSVC,
+        svm.SVC,
+    ),
     "regression": _by_name(
-        BayesianRidge,
-        ElasticNet,
-        HuberRegressor,
-        KNeighborsRegressor,
-        Lasso,
-        LinearRegression,
-        MLPRegressor,
-        Ridge,
-        SVR,
+        kernel_ridge.KernelRidge,
+        linear_model.ARDRegression,
+        linear_model.BayesianRidge,
+        linear_model.ElasticNet,
+        linear_model.GammaRegressor,
+        linear_model.HuberRegressor,
+        linear_model.Lars,
+        linear_model.Lasso,
+        linear_model.LassoLars,
+        linear_model.LinearRegression,
+        linear_model.OrthogonalMatchingPursuit,
+        linear_model.PoissonRegressor,
+        linear_model.QuantileRegressor,
+        linear_model.RANSACRegressor,
+        linear_model.Ridge,
+        linear_model.SGDRegressor,
+        linear_model.TheilSenRegressor,
+        linear_model.TweedieRegressor,
+        neighbors.KNeighborsRegressor,
+        neural_network.MLPRegressor,
+        svm.LinearSVR,
+        svm.NuSVR,
+        svm.SVR,
+    ),
+    "outliers": _by_name(
+        covariance.EllipticEnvelope,
+        linear_model.SGDOneClassSVM,
+        neighbors.LocalOutlierFactor,
+        svm.OneClassSVM,
     ),
 }
 KNOWN: dict[Task, dict[str, type[Any]]] = {task: _TREES[task] | _OTHERS[task] for task in _TREES}
 """The allow-list: classes by task and name."""
 
-_SINGLE = {name for trees in _TREES.values() for name in trees} | {"SVR"}  # ONNX Runtime has no SVMRegressor of doubles
+# ONNX Runtime has no support vectors of doubles for regressions and outliers.
+_SINGLE = {name for trees in _TREES.values() for name in trees} | {"NuSVR", "OneClassSVM", "SVR"}
 _OURS = {
     "n_jobs": "a fit has one core; add replicas instead",
+    "novelty": "a model is always asked about new rows here",
     "random_state": "it is validation.seed",
-    "probability": "SVC always gives probabilities here",
+    "probability": "every classifier gives probabilities here",
 }
 
 
-def build(estimator: spec.Estimator, task: Task, seed: int) -> Any:
-    """Return the unfitted estimator, or a pipeline that scales first.
+def build(estimator: spec.Estimator, task: Task, seed: int, texts: Sequence[bool] = ()) -> Any:
+    """Return the unfitted estimator, behind a step that scales and makes categories of texts where that is asked for.
 
-    Raises Invalid for a name that is unknown or of the other task, and for parameters that do not exist, are no plain
+    `texts` tells of each feature whether it is one. A classifier that knows no probabilities is calibrated so that it does.
+    Raises Invalid for a name that is unknown or of another task, and for parameters that do not exist, are no plain
     values, or are not the spec's to set. Whether a value fits its parameter is only seen by scikit-learn, in the fit.
     """
     cls = _class(estimator.name, task)
@@ -105,15 +131,26 @@ def build(estimator: spec.Estimator, task: Task, seed: int) -> Any:
         raise Invalid(f"estimator.scale: {estimator.name} splits on order alone, scaling changes nothing; leave it out")
     known = cls().get_params(deep=False)
     _check_params(estimator, known)
-    model = cls(**estimator.params, **({"random_state": seed} if "random_state" in known else {}))
-    if cls is SVC:
+    ours = {name: value for name, value in (("random_state", seed), ("novelty", True)) if name in known}
+    model = cls(**estimator.params, **ours)
+    if is_classifier(model) and not hasattr(model, "predict_proba"):
         model = CalibratedClassifierCV(model, ensemble=False)
-    return make_pipeline(StandardScaler(), model) if estimator.scale else model
+    before = _before(texts, scale=estimator.scale)
+    return make_pipeline(before, model) if before else model
 
 
-def as_input(estimator: spec.Estimator, rows: NDArray[np.float64]) -> Rows:
-    """Return rows in the precision that this estimator is trained, checked and served in."""
-    return rows.astype(np.float32) if estimator.name in _SINGLE else rows
+def is_single(estimator: spec.Estimator) -> bool:
+    """Return whether this estimator is trained, checked and served in single precision."""
+    return estimator.name in _SINGLE
+
+
+def _before(texts: Sequence[bool], *, scale: bool) -> Any:
+    if not any(texts):
+        return StandardScaler() if scale else None
+    numbers, words = ([at for at, is_text in enumerate(texts) if is_text is wanted] for wanted in (False, True))
+    categories = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    steps = [("numbers", StandardScaler() if scale else "passthrough", numbers), ("texts", categories, words)]
+    return ColumnTransformer([step for step in steps if step[2]])
 
 
 def _class(name: str, task: Task) -> type[Any]:

@@ -1,22 +1,30 @@
 """What a model answers on the hold-out, and how good that is: the same measures for scikit-learn and for ONNX."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from meguri_contracts.errors import PermanentError
-from meguri_training.estimators import Rows, Task
+from meguri_contracts.spec import Task
+from meguri_training.inputs import Rows
 from meguri_training.reading import Target
 
 CLASSES = "meguri.classes"
 """Where an ONNX file of ours names its classes: a JSON list in the order of the probabilities."""
+OUTPUTS: dict[Task, tuple[str, ...]] = {
+    "classification": ("label", "probabilities"),
+    "regression": ("prediction",),
+    "outliers": ("label", "score"),
+}
+"""What a model answers with."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 """A true class is never taken for less probable, as in scikit-learn: being sure and wrong costs 36, not infinity."""
-_PRECISION = {"tensor(float)": np.float32, "tensor(double)": np.float64}
 
 
 class NotComparable(PermanentError):
@@ -25,17 +33,24 @@ class NotComparable(PermanentError):
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of shape [n]; of a classifier also probabilities [n, classes] and the classes that they belong to."""
+    """Answers of shape [n]; of a classifier also probabilities [n, classes] and the classes that they belong to.
+
+    About outliers the answer is 1 for one and 0 for others; `scores` [n] are the lower, the more a row is one.
+    """
 
     answers: NDArray[Any]
     probabilities: NDArray[np.floating[Any]] | None = None
     classes: NDArray[Any] | None = None
+    scores: NDArray[np.floating[Any]] | None = None
 
 
 def ask(model: Any, rows: Rows, task: Task) -> Answers:
     """Let a fitted scikit-learn estimator answer."""
     if task == "regression":
-        return Answers(np.asarray(model.predict(rows), dtype=np.float64))
+        return Answers(np.asarray(model.predict(rows), dtype=np.float64).reshape(-1))
+    if task == "outliers":
+        outlying = np.asarray(model.predict(rows) == -1, dtype=np.int64)
+        return Answers(outlying, scores=np.asarray(model.decision_function(rows), dtype=np.float64))
     return Answers(model.predict(rows), model.predict_proba(rows), model.classes_)
 
 
@@ -47,31 +62,47 @@ def open_onnx(data: bytes) -> Any:
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def ask_onnx(session: Any, rows: Rows, task: Task) -> Answers:
-    """Let an ONNX model answer; rows are taken in the precision of its input.
+def ask_onnx(session: Any, feeds: dict[str, NDArray[Any]], task: Task) -> Answers:
+    """Let an ONNX model answer to an array for each of its inputs.
 
-    Raises NotComparable when it takes another number of features, or is no model of this task with named classes.
+    Raises NotComparable when it takes others, or is no model of this task with named classes.
     """
-    entry = session.get_inputs()[0]
-    outputs = [output.name for output in session.get_outputs()]
-    if entry.type not in _PRECISION or entry.shape[1] != rows.shape[1]:
-        raise NotComparable(
-            f"the model takes {entry.type} of shape {entry.shape}, its signature says {rows.shape[1]} features"
-        )
-    wanted = ["prediction"] if task == "regression" else ["label", "probabilities"]
-    if outputs != wanted:
-        raise NotComparable(f"the model answers with {', '.join(outputs)}; for {task} it should be {', '.join(wanted)}")
-    got = session.run(None, {entry.name: rows.astype(_PRECISION[entry.type], copy=False)})
+    taken = {entry.name: entry.shape[1] for entry in session.get_inputs()}
+    given = {name: values.shape[1] for name, values in feeds.items()}
+    if taken != given:
+        raise NotComparable(f"the model takes inputs of these widths: {taken}, its signature says {given}")
+    outputs = tuple(output.name for output in session.get_outputs())
+    check_outputs(outputs, task)
+    got = dict(zip(outputs, session.run(None, feeds), strict=True))
+    rows = len(next(iter(feeds.values())))
+    if strange := {name: values.shape for name, values in got.items() if len(values) != rows}:
+        raise NotComparable(f"the model answers {rows} rows with outputs of these shapes: {strange}")
     if task == "regression":
-        return Answers(got[0][:, 0].astype(np.float64))
+        return Answers(got["prediction"].reshape(-1).astype(np.float64))
+    if task == "outliers":
+        return Answers(got["label"], scores=got["score"].astype(np.float64))
     named = session.get_modelmeta().custom_metadata_map.get(CLASSES)
     if named is None:
         raise NotComparable(f"the model does not name its classes in its metadata ({CLASSES})")
-    return Answers(got[0], got[1], np.array(json.loads(named), dtype=got[0].dtype))
+    return Answers(got["label"], got["probabilities"], np.array(json.loads(named), dtype=got["label"].dtype))
 
 
-def measure(target: Target, given: Answers) -> dict[str, float]:
-    """Return the metrics of `meguri_contracts.spec.METRICS` for the task. Raises NotComparable for labels of another type."""
+def check_outputs(outputs: Sequence[str], task: Task) -> None:
+    """Raises NotComparable for outputs that are not those of the task."""
+    if tuple(outputs) != OUTPUTS[task]:
+        raise NotComparable(
+            f"the model answers with {', '.join(outputs)}; for {task} it should be {', '.join(OUTPUTS[task])}"
+        )
+
+
+def measure(target: Target | None, given: Answers) -> dict[str, float]:
+    """Return the metrics that `meguri_contracts.spec.ModelSpec.metrics` names. Raises NotComparable for labels of another type.
+
+    Only outliers can be without a target.
+    """
+    if given.scores is not None:
+        return _outliers(target, given.answers, given.scores)
+    assert target is not None
     if given.probabilities is None or given.classes is None:
         return _regression(target, given.answers)
     if target.dtype.kind != given.classes.dtype.kind:
@@ -119,4 +150,15 @@ def _regression(target: Target, answers: NDArray[Any]) -> dict[str, float]:
         "rmse": float(np.sqrt(squared / len(target))),
         # Without spread there is nothing to explain: as scikit-learn, 1 for a perfect answer and 0 otherwise.
         "r2": 1 - squared / spread if spread else float(squared == 0),
+    }
+
+
+def _outliers(target: Target | None, answers: NDArray[Any], scores: NDArray[np.floating[Any]]) -> dict[str, float]:
+    share = {"outlier_share": float(answers.mean())}
+    if target is None:
+        return share
+    # The lower a score, the more a row is an outlier.
+    return share | {
+        "roc_auc": float(roc_auc_score(target, -scores)),
+        "average_precision": float(average_precision_score(target, -scores)),
     }

@@ -1,9 +1,9 @@
-"""A fitted estimator as files: ONNX for serving, checked against scikit-learn, and skops for science; never pickle."""
+"""A fitted estimator as files: ONNX for serving where that answers as scikit-learn does, and skops; never pickle."""
 
-import json
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -13,38 +13,24 @@ from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import skops.io
-from numpy.typing import NDArray
-from skl2onnx import convert_sklearn
-from skl2onnx.common import tree_ensemble
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 from skops.io.exceptions import UntrustedTypesFoundException
 
 from meguri_contracts.errors import PermanentError
-from meguri_contracts.events import Signature, Tensor
-from meguri_training import evaluating
-from meguri_training.estimators import Rows, Task
+from meguri_contracts.events import Engine, Tensor
+from meguri_contracts.spec import Task
+from meguri_contracts.trusted import TRUSTED_TYPES
+from meguri_training import converting, evaluating, inputs
+from meguri_training.evaluating import Answers
+from meguri_training.inputs import Rows
 from meguri_training.reading import Target
 
 MAX_DIFFERENCE = 1e-3
 """Largest parity that is still the same model: of probabilities, or of predictions in standard deviations of the target."""
-OPSET = {"": 19, "ai.onnx.ml": 3}
-TRUSTED = (
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.metrics._dist_metrics.EuclideanDistance64",
-    "sklearn.neighbors._kd_tree.KDTree",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-    "sklearn.tree._tree.Tree",
-)
-"""Types beside the ones that skops trusts by itself that a file of ours may hold."""
 
 _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(int64)": "INT64",
-    "tensor(bool)": "BOOL",
     "tensor(string)": "BYTES",
 }
 _SCHEMA = "schema.json"
@@ -65,49 +51,68 @@ class NotFaithful(PermanentError):
     def __init__(self, difference: float, mislabelled: int, rows: int) -> None:
         super().__init__(
             f"ONNX and scikit-learn differ by {difference:.2g} (at most {MAX_DIFFERENCE:g} is allowed) and in "
-            f"{mislabelled} of {rows} labels on the hold-out; choose another estimator or other parameters, or scale"
+            f"{mislabelled} of {rows} labels on the hold-out"
         )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX file; `parity` is the largest difference from scikit-learn on the hold-out."""
+    """The files of a model. `onnx` is None, and `reason` says why, when it is scikit-learn that serves.
 
-    onnx: bytes
-    signature: Signature
-    parity: float
-
-
-def export(model: Any, features: Sequence[str], rows: Rows, target: Target, expected: evaluating.Answers) -> Exported:
-    """Return the model as ONNX with input `input` and outputs `label` and `probabilities`, or `prediction`.
-
-    `rows` are those of the hold-out in the model's own precision, `expected` what scikit-learn answered on them. The same
-    model gives the same bytes. Raises NotExportable or NotFaithful.
+    `parity` is the largest difference between what is served and the model that was trained, on the hold-out.
     """
-    task: Task = "regression" if expected.classes is None else "classification"
-    data = _converted(model, rows, expected.classes)
+
+    onnx: bytes | None
+    skops: bytes
+    outputs: tuple[Tensor, ...]
+    parity: float
+    engine: Engine
+    reason: str = ""
+
+
+def export(
+    model: Any, tensors: Sequence[Tensor], rows: Rows, target: Target | None, task: Task, single: bool
+) -> Exported:
+    """Return the model as skops, and as ONNX if there is one that answers as scikit-learn does.
+
+    `rows` are those of the hold-out as the tensors carry them; `single` says in which precision ONNX computes. The same
+    model gives the same bytes. Raises NotExportable when there can be no skops file.
+    """
+    skops = dump(model)
+    rows = inputs.with_unseen_texts(rows, tensors)
+    expected = evaluating.ask(model, rows, task)
     try:
-        session = evaluating.open_onnx(data)
-    except Exception as error:  # its errors have no common base, and each means the same here
-        raise NotExportable("ONNX", error) from error
-    given = evaluating.ask_onnx(session, rows, task)
-    return Exported(data, _signature(features, session), parity(expected, given, target))
+        with _refusals_of("ONNX"):
+            onnx = converting.convert(model, tensors, task, expected.classes, single=single)
+            session = evaluating.open_onnx(onnx)
+            given = evaluating.ask_onnx(session, inputs.feeds(rows, tensors), task)
+        difference = parity(expected, given, target)
+    except (NotExportable, NotFaithful) as error:
+        difference = parity(expected, evaluating.ask(load(skops), rows, task), target)
+        return Exported(None, skops, _outputs(expected, task), difference, "scikit-learn", str(error))
+    return Exported(onnx, skops, tuple(_tensor(output) for output in session.get_outputs()), difference, "onnx")
 
 
-def parity(expected: evaluating.Answers, given: evaluating.Answers, target: Target) -> float:
-    """Return the largest difference of probabilities, or of predictions in standard deviations of the target.
+def parity(expected: Answers, given: Answers, target: Target | None) -> float:
+    """Return the largest difference of probabilities, of predictions in standard deviations of the target, or of scores in
+    standard deviations of the scores.
 
     Raises NotFaithful when it is above MAX_DIFFERENCE or labels differ that were no tie.
     """
     rows = len(expected.answers)
-    if expected.probabilities is None or given.probabilities is None or expected.classes is None:
-        difference = float(np.abs(expected.answers - given.answers).max() / (target.std() or 1.0))
-        mislabelled = 0
-    else:
+    if expected.scores is not None and given.scores is not None:
+        spread = float(expected.scores.std()) or 1.0
+        difference = float(np.abs(expected.scores - given.scores).max() / spread)
+        lost = np.abs(expected.scores) / spread
+    elif expected.probabilities is not None and given.probabilities is not None and expected.classes is not None:
         difference = float(np.abs(expected.probabilities - given.probabilities).max())
         chosen = np.searchsorted(expected.classes, given.answers)
         lost = expected.probabilities.max(axis=1) - expected.probabilities[np.arange(rows), chosen]
-        mislabelled = int(((given.answers != expected.answers) & (lost > MAX_DIFFERENCE)).sum())
+    else:
+        assert target is not None
+        difference = float(np.abs(expected.answers - given.answers).max() / (target.std() or 1.0))
+        lost = np.zeros(rows)
+    mislabelled = int(((given.answers != expected.answers) & (lost > MAX_DIFFERENCE)).sum())
     if mislabelled or not difference <= MAX_DIFFERENCE:  # so that NaN is refused too
         raise NotFaithful(difference, mislabelled, rows)
     return difference
@@ -116,13 +121,10 @@ def parity(expected: evaluating.Answers, given: evaluating.Answers, target: Targ
 def dump(model: Any) -> bytes:
     """Return the estimator as a skops file. The same model gives the same bytes.
 
-    Raises NotExportable when it holds types that are not in TRUSTED.
+    Raises NotExportable when it holds types that are not trusted.
     """
     data = _reproducible(skops.io.dumps(model))
-    try:
-        skops.io.loads(data, trusted=TRUSTED)
-    except UntrustedTypesFoundException as error:
-        raise NotExportable("skops", error) from error
+    load(data)
     return data
 
 
@@ -152,54 +154,35 @@ def environment() -> dict[str, str]:
 _version = cache(version)  # reads files
 
 
-def _converted(model: Any, rows: Rows, classes: NDArray[Any] | None) -> bytes:
-    tensor = FloatTensorType if rows.dtype == np.float32 else DoubleTensorType
+def load(data: bytes) -> Any:
+    """Return the estimator of a skops file. Raises NotExportable when it holds types that are not trusted."""
     try:
-        proto = convert_sklearn(
-            model,
-            name="meguri",  # else a random one
-            initial_types=[("input", tensor([None, rows.shape[1]]))],
-            final_types=[("prediction", None)] if classes is None else [("label", None), ("probabilities", None)],
-            options=None if classes is None else {id(model): {"zipmap": False}},
-            target_opset=OPSET,
-        )
-    except Exception as error:  # its errors have no common base, and each means the same here
-        raise NotExportable("ONNX", error) from error
-    if classes is not None:
-        proto.metadata_props.add(key=evaluating.CLASSES, value=json.dumps(classes.tolist()))
-    # The converter writes them in the order of a set, which differs from process to process.
-    opsets = sorted(proto.opset_import, key=lambda opset: opset.domain)
-    del proto.opset_import[:]
-    proto.opset_import.extend(opsets)
-    return bytes(proto.SerializeToString(deterministic=True))
+        return skops.io.loads(data, trusted=TRUSTED_TYPES)
+    except UntrustedTypesFoundException as error:
+        raise NotExportable("skops", error) from error
 
 
-def _signature(features: Sequence[str], session: Any) -> Signature:
-    return Signature(
-        features=tuple(features),
-        input=_tensor(session.get_inputs()[0]),
-        outputs=tuple(_tensor(output) for output in session.get_outputs()),
-    )
+@contextmanager
+def _refusals_of(format: str) -> Iterator[None]:
+    """Say what the libraries say, whatever they raise: their errors have no common base, and each means the same here."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise NotExportable(format, error) from error
+
+
+def _outputs(expected: Answers, task: Task) -> tuple[Tensor, ...]:
+    """The outputs of a model that scikit-learn serves, in the shapes that they would have in ONNX."""
+    if task == "regression":
+        return (Tensor(name="prediction", datatype="FP64", shape=(-1, 1)),)
+    label = Tensor(name="label", datatype="BYTES" if expected.answers.dtype == object else "INT64", shape=(-1,))
+    if expected.classes is None:
+        return (label, Tensor(name="score", datatype="FP64", shape=(-1,)))
+    return (label, Tensor(name="probabilities", datatype="FP64", shape=(-1, len(expected.classes))))
 
 
 def _tensor(value: Any) -> Tensor:
     shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
     return Tensor(name=value.name, datatype=_DATATYPES[value.type], shape=shape)
-
-
-def _repair_trees() -> None:
-    """Make skl2onnx convert HistGradientBoosting, and convert it exactly.
-
-    It hands on numpy booleans, which protobuf refuses, and rounds thresholds up as well as down; the other trees it
-    already rounds down, so that `x <= threshold` says the same for every single-precision x.
-    """
-    add_node = tree_ensemble.add_node
-
-    def add_plain_node(*args: Any, nodes_missing_value_tracks_true: object = 0, **kwargs: Any) -> None:
-        kwargs["adjust_threshold_for_sklearn"] = True
-        add_node(*args, nodes_missing_value_tracks_true=int(bool(nodes_missing_value_tracks_true)), **kwargs)
-
-    tree_ensemble.add_node = add_plain_node
-
-
-_repair_trees()

@@ -7,7 +7,7 @@ import, 200 MB) are in `steps.py`, which only a worker opens.
 from dataclasses import dataclass
 
 from meguri_contracts.errors import PermanentError
-from meguri_contracts.events import Signature
+from meguri_contracts.events import Engine, Signature
 from meguri_contracts.spec import ModelSpec
 
 
@@ -16,15 +16,23 @@ class CannotFit(PermanentError):
 
 
 @dataclass(frozen=True)
+class Champion:
+    """Whom the candidate is compared with: the file that its engine loads."""
+
+    engine: Engine
+    file: bytes
+    signature: Signature
+
+
+@dataclass(frozen=True)
 class Job:
-    """Everything that a fit depends on. `champion_onnx` and `champion_signature` come together or not at all."""
+    """Everything that a fit depends on."""
 
     run: str
     spec: ModelSpec
     table_uri: str
     dataset_version: int
-    champion_onnx: bytes | None = None
-    champion_signature: Signature | None = None
+    champion: Champion | None = None
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,16 @@ class Fitted:
     champion: dict[str, float] | None
     train_rows: int
     holdout_rows: int
-    onnx: bytes
+    onnx: bytes | None
+    """None when scikit-learn serves the model."""
     skops: bytes
     profile: bytes
-    """JSON of the reference profile: the rows trained on."""
+    """JSON of the reference profile: the rows trained on, as far as they are numbers."""
     signature: Signature
     parity: float
-    """Largest difference between ONNX and scikit-learn on the hold-out."""
+    """Largest difference between what is served and scikit-learn on the hold-out."""
+    engine: Engine
+    engine_reason: str
     environment: dict[str, str]
     seconds: float
     """From reading to the last file."""

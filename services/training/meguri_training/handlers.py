@@ -31,7 +31,7 @@ from meguri_contracts.events import (
     TrainingStarted,
 )
 from meguri_training import runs, store
-from meguri_training.fitting import Fitted, Job
+from meguri_training.fitting import Champion, Fitted, Job
 from meguri_training.workers import WorkerDied, Workers
 
 logger = logging.getLogger(__name__)
@@ -160,15 +160,16 @@ class Fitter:
                 return
 
     async def _job(self, started: TrainingStarted) -> Job:
-        champion = started.champion
         return Job(
             run=started.run,
             spec=started.spec,
             table_uri=f"{self._data_url}/{started.spec.dataset.name}",
             dataset_version=started.dataset_version,
-            champion_onnx=await self._artifacts.get(champion.onnx) if champion and champion.onnx else None,
-            champion_signature=champion.signature if champion else None,
+            champion=await self._champion(started.champion) if started.champion else None,
         )
+
+    async def _champion(self, deployed: Deployed) -> Champion:
+        return Champion(deployed.engine, await self._artifacts.get(deployed.served), deployed.signature)
 
     async def _trained(self, started: TrainingStarted, fitted: Fitted) -> ModelTrained:
         return ModelTrained(
@@ -182,11 +183,13 @@ class Fitter:
             holdout_rows=fitted.holdout_rows,
             candidate=Evaluation(version=0, metrics=fitted.candidate),
             champion=_of_champion(started.champion, fitted.champion),
-            onnx=await self._artifacts.put(fitted.onnx),
+            onnx=await self._artifacts.put(fitted.onnx) if fitted.onnx is not None else None,
             skops=await self._artifacts.put(fitted.skops),
             profile=await self._artifacts.put(fitted.profile),
             signature=fitted.signature,
             parity=fitted.parity,
+            engine=fitted.engine,
+            engine_reason=fitted.engine_reason,
             environment=fitted.environment,
             seconds=fitted.seconds,
             fit_seconds=fitted.fit_seconds,

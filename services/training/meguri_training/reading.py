@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from meguri_contracts.errors import Invalid, NotFound
 
 Target = NDArray[Any]
-"""Shape [n]: int64 or str for classification, float64 for regression."""
+"""Shape [n]: int64 or str for classification, float64 for regression, 0 and 1 for outliers."""
+
+MAX_TEXTS = 1000
+"""Different texts that a feature may have; each becomes a column of the model's own."""
 
 
 class MissingValues(Invalid):
@@ -54,6 +57,33 @@ def numbers(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
         worst = int(unusable.argmax())
         raise MissingValues(columns[worst], int(unusable[worst]), len(rows))
     return np.ascontiguousarray(rows)
+
+
+def texts(frame: pl.DataFrame, column: str) -> NDArray[np.object_]:
+    """Return the texts of a feature; a missing one is the empty text.
+
+    Raises Invalid for a column that holds no texts, or more different ones than MAX_TEXTS.
+    """
+    if frame.schema[column] != pl.String:
+        raise Invalid(f"column {column!r} holds {frame.schema[column]}, where a string is needed")
+    values = frame[column].fill_null("")
+    if (distinct := values.n_unique()) > MAX_TEXTS:
+        raise Invalid(
+            f"feature {column!r} has {distinct} different texts, at most {MAX_TEXTS} can be categories; "
+            "leave it out of the features"
+        )
+    return np.array(values.to_list(), dtype=object)
+
+
+def flags(frame: pl.DataFrame, column: str) -> Target:
+    """Return which rows are outliers: 1, and 0 for the others.
+
+    Raises MissingValues, and Invalid for other values.
+    """
+    values = numbers(frame, [column])[:, 0]
+    if not np.isin(values, (0, 1)).all():
+        raise Invalid(f"target {column!r} of outliers must be true or 1 for outliers and false or 0 for others")
+    return values.astype(np.int64)
 
 
 def classes(frame: pl.DataFrame, column: str) -> Target:

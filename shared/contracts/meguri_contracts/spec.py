@@ -22,6 +22,7 @@ from meguri_contracts.names import DatasetName, ModelName
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_COLUMNS = 10_000
+Task = Literal["classification", "regression", "outliers"]
 RESERVED = "_"
 """Column names with this prefix belong to ingest: `_event`, `_producer`, `_arrived`."""
 
@@ -41,6 +42,8 @@ PREDICTION_COLUMNS = frozenset(
     )
 )
 """What is kept of a prediction beside its features, which therefore may not be called so."""
+SCORE = "score"
+"""Kept too, beside `label`, of predictions about outliers, whose features may not be called so either."""
 PREDICTION_DETAILS = ("_entity", "_role", "_latency")
 """Kept of each prediction too, after `trace_id`: who or what it is about (text or null), what its version was in the traffic
 plan (champion, canary, arm, shadow), and the microseconds from the request's head to its answer. A row of a shadow has the
@@ -211,11 +214,14 @@ class ModelSpec(_Spec):
     """Everything meguri needs to know to keep one model trained, judged, served and watched."""
 
     model: ModelName
-    task: Literal["classification", "regression"]
+    task: Task
     dataset: Dataset
     features: tuple[str, ...] | None = None
-    """Columns that the model sees, ranges allowed; all but the target when left out."""
-    target: str
+    """Columns that the model sees, ranges allowed; all but the target when left out. Strings are categories: one that was not
+    there in training is like none, and a missing one is the empty text."""
+    target: str | None = None
+    """What is predicted. Of outliers it may be left out: it is not learned from and only says how well they are found, as a
+    boolean or integer column with true or 1 for outliers."""
     estimator: Estimator
     validation: Validation = Validation()
     gate: Gate
@@ -225,23 +231,44 @@ class ModelSpec(_Spec):
     monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
-    def _columns_exist(self) -> Self:
-        columns = self.dataset.columns
-        if missing := [n for n in (*self.feature_names, self.target) if n not in columns]:
-            raise ValueError(f"{missing[0]!r} is not a column of dataset {self.dataset.name!r}")
-        if twice := [n for n, count in Counter(self.feature_names).items() if count > 1]:
-            raise ValueError(f"feature {twice[0]!r} is named twice")
+    def _target_fits(self) -> Self:
+        if self.target is None:
+            if self.task != "outliers":
+                raise ValueError(f"target: a {self.task} needs one")
+            return self
+        column = self.dataset.columns.get(self.target)
+        if column is None:
+            raise ValueError(f"{self.target!r} is not a column of dataset {self.dataset.name!r}")
         if self.target in self.feature_names:
             raise ValueError(f"the target {self.target!r} is also a feature")
-        if taken := sorted(PREDICTION_COLUMNS & set(self.feature_names)):
-            raise ValueError(f"feature {taken[0]!r} is called like a column that every prediction has; rename it")
-        if not self.feature_names:
+        if self.task == "outliers" and column.type not in (ColumnType.boolean, ColumnType.integer):
+            raise ValueError(
+                f"the target {self.target!r} of outliers must be a boolean or an integer, not {column.type}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_fit(self) -> Self:
+        columns, names = self.dataset.columns, self.feature_names
+        if not names:
             raise ValueError("a model needs at least one feature")
-        if unusable := [n for n in self.feature_names if columns[n].type in (ColumnType.string, ColumnType.timestamp)]:
-            raise ValueError(f"feature {unusable[0]!r}: only number, integer and boolean columns can be features yet")
-        known = METRICS[self.task]
-        if unknown := [m for rule in parse_gate(self.gate) for m in rule.metrics if m not in known]:
-            raise ValueError(f"gate: {unknown[0]!r} is no metric of a {self.task}; known are {', '.join(known)}")
+        if missing := [name for name in names if name not in columns]:
+            raise ValueError(f"{missing[0]!r} is not a column of dataset {self.dataset.name!r}")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"feature {twice[0]!r} is named twice")
+        kept = PREDICTION_COLUMNS | ({SCORE} if self.task == "outliers" else set())
+        if taken := sorted(kept & set(names)):
+            raise ValueError(f"feature {taken[0]!r} is called like a column that every prediction has; rename it")
+        if unusable := [name for name in names if columns[name].type is ColumnType.timestamp]:
+            raise ValueError(f"feature {unusable[0]!r}: timestamps cannot be features")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_names_metrics(self) -> Self:
+        if unknown := [m for rule in parse_gate(self.gate) for m in rule.metrics if m not in self.metrics]:
+            what = "outliers" if self.task == "outliers" else f"a {self.task}"
+            what += "" if self.target else " without a target"
+            raise ValueError(f"gate: {unknown[0]!r} is no metric of {what}; known are {', '.join(self.metrics)}")
         return self
 
     @model_serializer(mode="wrap")
@@ -259,12 +286,19 @@ class ModelSpec(_Spec):
             return tuple(name for name in self.dataset.columns if name != self.target)
         return tuple(name for pattern in self.features for name in expand(pattern))
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What training measures on the hold-out, and the gate may therefore name."""
+        return METRICS[self.task] + (TARGET_METRICS if self.task == "outliers" and self.target else ())
 
-METRICS: dict[str, tuple[str, ...]] = {
+
+METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "balanced_accuracy", "f1_macro", "log_loss"),
     "regression": ("mae", "rmse", "r2"),
+    "outliers": ("outlier_share",),
 }
-"""What training measures on the hold-out, and gates may therefore name."""
+TARGET_METRICS = ("roc_auc", "average_precision")
+"""Of outliers, when a target says which rows are some."""
 
 
 def expand(pattern: str) -> list[str]:
