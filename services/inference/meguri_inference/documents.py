@@ -16,21 +16,27 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(name: str, deployed: Deployed) -> dict[str, Any]:
-    """Return the answer to `GET /v2/models/<name>`. Features in one tensor stand by name in its parameters."""
+    """Return the answer to `GET /v2/models/<name>`. Features in one tensor stand by name in its parameters.
+
+    The model's own parameters say what computes its answers, why that is not ONNX Runtime, and a row that it can answer.
+    """
     signature = deployed.signature
     inputs = [tensor.model_dump(mode="json") for tensor in _inputs(deployed)]
     if not signature.inputs:
         inputs[0]["parameters"] = {"features": list(signature.features)}
-    metadata: dict[str, Any] = {
+    parameters: dict[str, Any] = {"engine": deployed.engine}
+    if deployed.engine_reason:
+        parameters["engine_reason"] = deployed.engine_reason
+    if signature.example:
+        parameters["example"] = dict(zip(signature.features, signature.example, strict=True))
+    return {
         "name": name,
         "versions": [str(deployed.version)],
         "platform": _PLATFORMS[deployed.engine],
         "inputs": inputs,
         "outputs": [tensor.model_dump(mode="json") for tensor in signature.outputs],
+        "parameters": parameters,
     }
-    if signature.example:
-        metadata["parameters"] = {"example": dict(zip(signature.features, signature.example, strict=True))}
-    return metadata
 
 
 def model_config(name: str, deployed: Deployed) -> dict[str, Any]:

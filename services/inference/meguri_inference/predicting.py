@@ -9,6 +9,7 @@ import numpy as np
 
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Deployed, Signature, Tensor
+from meguri_contracts.spec import SCORE
 from meguri_inference.engines import Engine, open_engine
 from meguri_inference.prediction_log import RESERVED_COLUMNS
 from meguri_inference.protocol import Batch, Codec
@@ -17,7 +18,7 @@ from meguri_inference.tensors import FLOATS, Array
 CALIBRATED_ROWS = 64
 """Rows whose cost, beside that of one row, tells what a call and a row cost."""
 
-_ANSWERS = ({"label", "probabilities"}, {"label"}, {"prediction"})
+_ANSWERS = ({"label", "probabilities"}, {"label", SCORE}, {"label"}, {"prediction"})
 _MEMORY = 0.1
 """Weight of the newest call in what is known of the cost."""
 _OVERHEAD_BYTES = 1024 * 1024
@@ -70,8 +71,8 @@ class LoadedModel:
         return model
 
     def seconds(self, rows: int) -> float:
-        """About how long it takes to compute so many rows."""
-        return self._slowness * self._estimate(rows)
+        """About how long it takes to compute so many rows; of an engine that blocks nobody knows, so infinitely long."""
+        return math.inf if self._engine.blocks else self._slowness * self._estimate(rows)
 
     def compute(self, xs: Sequence[Array]) -> Batch:
         """Return the rows of all `xs` with their outputs. Raises NoAnswer, in any thread."""
@@ -131,10 +132,11 @@ def _check_signature(signature: Signature) -> None:
         raise Invalid(f"its example has {len(signature.example)} values for {len(features)} features")
     if len(set(features)) != len(features):
         raise Invalid("two features have the same name")
-    if taken := RESERVED_COLUMNS.intersection(features):
-        raise Invalid(f"feature {min(taken)!r} is named like a column of the prediction log; rename it in the spec")
     if (names := {output.name for output in signature.outputs}) not in _ANSWERS:
-        raise Invalid(f"outputs {sorted(names)}; label and probabilities, label, or prediction are known")
+        known = "label and probabilities, label and score, label, or prediction"
+        raise Invalid(f"outputs {sorted(names)}; {known} are known")
+    if taken := (RESERVED_COLUMNS | (names & {SCORE})).intersection(features):
+        raise Invalid(f"feature {min(taken)!r} is named like a column of the prediction log; rename it in the spec")
     for output in signature.outputs:
         expected = {"label": ("INT64", "BYTES", "BOOL")}.get(output.name, tuple(FLOATS))
         if output.datatype not in expected:
