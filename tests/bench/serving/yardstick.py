@@ -20,8 +20,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, Field, FiniteFloat
 
+from meguri_contracts.trusted import TRUSTED_TYPES
 from meguri_training import evaluating
-from meguri_training.exporting import TRUSTED
 
 
 def fastapi(model: Any, kind: str) -> FastAPI:
@@ -81,7 +81,7 @@ def onnx_calls(onnx: bytes, rows: Any, seconds: float) -> tuple[float, float]:
 def main(what: str, *arguments: str) -> None:
     match what, *arguments:
         case "fastapi", port, file, kind:
-            serve(fastapi(skops.io.load(file, trusted=TRUSTED), kind), int(port))
+            serve(fastapi(skops.io.load(file, trusted=TRUSTED_TYPES), kind), int(port))
         case "hello", port:
             serve(hello, int(port))
         case "onnx", file, rows, seconds:
