@@ -12,12 +12,14 @@ import yaml
 
 from meguri_contracts.events import (
     Artifact,
+    BatchRequested,
     Contribution,
     DataCommitted,
     Evaluation,
     ModelRegistered,
     ModelTrained,
     RolloutChanged,
+    ShardScored,
     Signature,
     SpecApplied,
     Tensor,
@@ -389,6 +391,14 @@ async def test_lineage_is_known_from_a_version_to_its_arrivals_and_back(registry
 # --- the log is the truth ---------------------------------------------------------------------------------------------
 
 
+async def one_batch(wire: Wire, model: str) -> None:
+    of = {"model": model, "batch": name("b")}
+    await wire.say(BatchRequested(**of, input="file:///in.csv", output="file:///out", actor="ada"))
+    await wire.say(
+        ShardScored(**of, shard=0, shards=1, rows=1, uri="file:///out/0", digest="d", replica="r", seconds=1)
+    )
+
+
 def tables(database_url: str, *, drop: bool = False) -> dict[str, list[tuple]]:
     """The rows of every table of the registry's own; afterwards there is no table any more if asked for."""
     engine = sqlalchemy.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
@@ -414,6 +424,8 @@ async def test_a_wiped_database_is_built_again_from_the_log(own_broker, database
             await registry.trained(accuracy, run, version)
         await registry.wire.say(TrainingFailed(model=registry.model, run=await registry.run(), reason="no memory"))
         await registry.command("rollback")
+        await one_batch(registry.wire, registry.model)
+        await until(lambda: all(tables(database_url).values()), "the batch known")
         before, model = tables(database_url), (await registry.get()).json()
     assert all(before.values())
     tables(database_url, drop=True)
