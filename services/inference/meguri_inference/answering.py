@@ -129,10 +129,6 @@ class Ask:
         """For a sink that must answer others first."""
 
     @property
-    def producer(self) -> str:
-        return self.request.producer or self.head.producer or UNKNOWN_PRODUCER
-
-    @property
     def entity(self) -> str | None:
         return self.head.entity if self.request.entity is None else self.request.entity
 
@@ -348,6 +344,8 @@ class Made:
         """Places of the requests that are logged; None for all of them."""
         self.counts = [len(ask.x) for ask in asks]
         self.answers = share_out(batch, self.counts)
+        self.traced = any(ask.trace_id for ask in asks)
+        self.anybody = any(ask.head.entity is not None or ask.request.entity is not None for ask in asks)
 
     def logged(self, share: float) -> Logged | None:
         """Choose which of the requests are kept, a share of them, and return these; None for none."""
@@ -379,10 +377,11 @@ class Made:
         return np.concatenate([np.arange(ends[at] - self.counts[at], ends[at]) for at in chosen])
 
     def _logged(self, batch: Batch, rows: Array | None, chosen: Sequence[int]) -> Logged:
-        asks = [self.asks[at] for at in chosen]
+        whole = len(chosen) == len(self.asks)
+        asks = self.asks if whole else [self.asks[at] for at in chosen]
         single = len(self.batch.x) == len(self.asks)
-        entities = [ask.entity for ask in asks]
-        trace_ids = [ask.trace_id or None for ask in asks]
+        entities = [ask.entity for ask in asks] if self.anybody else None
+        trace_ids = [ask.trace_id or None for ask in asks] if self.traced else None
         return Logged(
             model=self.model,
             role=self.role,
@@ -390,10 +389,10 @@ class Made:
             rows=rows,
             counts=None if single else [self.counts[at] for at in chosen],
             microseconds=self.microseconds,
-            numbers=[self.numbers[at] for at in chosen],
-            producers=[ask.producer for ask in asks],
-            entities=entities if any(entity is not None for entity in entities) else None,
-            trace_ids=trace_ids if any(trace_ids) else None,
+            numbers=self.numbers if whole else [self.numbers[at] for at in chosen],
+            producers=[ask.request.producer or ask.head.producer or UNKNOWN_PRODUCER for ask in asks],
+            entities=entities,
+            trace_ids=trace_ids,
             latencies=[int((self.ended - ask.began) * 1e6) for ask in asks],
         )
 

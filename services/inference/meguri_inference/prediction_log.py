@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Publish = Callable[[str, bytes], Awaitable[None]]
-"""Takes the model's name and one Arrow IPC stream; returns when it is safe."""
+Publish = Callable[[str, str, bytes], Awaitable[None]]
+"""Takes the model's name, an id of the message, and one Arrow IPC stream; returns when it is safe."""
 
 MAX_MESSAGE_BYTES = 512 * 1024
 MAX_MESSAGE_ROWS = 1000
@@ -117,6 +117,7 @@ class PredictionLog:
         self._linger = linger
         self._max_pending_bytes = max_pending_bytes
         self._retry = retry
+        self._numbers = count()
         self._pending: deque[Logged] = deque()
         self._rows = 0
         self._bytes = 0
@@ -200,11 +201,11 @@ class PredictionLog:
         return entry
 
     async def _deliver(self, model: str, body: bytes, rows: int, delivered: "_Delivered") -> None:
-        wait = self._retry
-        safe = True
+        wait, safe = self._retry, True
+        id_ = f"{self._ids.process}{self._ids.trace_suffix}-{next(self._numbers)}"
         while True:
             try:
-                await self._publish(model, body)
+                await self._publish(model, id_, body)
                 break
             except PermanentError as error:
                 self._drop(rows, str(error))

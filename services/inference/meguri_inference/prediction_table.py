@@ -28,25 +28,29 @@ def of(
     counts = np.concatenate([_counts(entry) for entry in entries])
     total = int(counts.sum())
     # Which request a row belongs to; None when each has one.
-    owner = None if total == len(counts) else _numbers(np.repeat(np.arange(len(counts)), counts))
+    owner = None if total == len(counts) else np.repeat(np.arange(len(counts)), counts)
 
-    def per_row(column: pa.Array) -> pa.Array:
-        return column if owner is None else column.take(owner)
+    def per_row(values: Array) -> Array:
+        return values if owner is None else values[owner]
+
+    def names_per_row(names: Sequence[str]) -> pa.Array:
+        if len(set(names)) == 1:
+            return _same(names[0], total)
+        return pa.array(names, pa.string()) if owner is None else pa.array(names, pa.string()).take(_numbers(owner))
 
     times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), requests)
     numbers = np.concatenate([np.array(entry.numbers, np.int64) for entry in entries])
-    characters = _characters(_hex(times, 14), process, _hex(numbers, 6))
-    ids = _texts(characters)
+    ids = _characters(_hex(times, 14), process, _hex(numbers, 6))
     columns = {
-        "prediction_id": ids if owner is None else _row_ids(ids.take(owner), counts),
-        "time": per_row(_numbers(times).cast(pa.timestamp("us", tz="UTC"))),
-        "model": _names([name] * total),
+        "prediction_id": _texts(ids) if owner is None else _row_ids(ids[owner], counts),
+        "time": _numbers(per_row(times)).cast(pa.timestamp("us", tz="UTC")),
+        "model": _same(name, total),
         "version": _numbers(np.full(total, version, np.int64)),
-        "producer": per_row(_names([producer for entry in entries for producer in entry.producers])),
-        "trace_id": per_row(_trace_ids(entries, _texts(_characters(characters, trace_suffix)))),
-        "_entity": per_row(_entities(entries, len(counts))),
-        "_role": per_row(_names([entry.role for entry in entries for _ in entry.numbers])),
-        "_latency": per_row(_numbers(np.concatenate([np.array(entry.latencies, np.int64) for entry in entries]))),
+        "producer": names_per_row([producer for entry in entries for producer in entry.producers]),
+        "trace_id": _trace_ids(entries, _texts(per_row(_characters(ids, trace_suffix))), owner),
+        "_entity": _entities(entries, total, owner),
+        "_role": names_per_row([entry.role for entry in entries for _ in entry.numbers]),
+        "_latency": _numbers(per_row(np.concatenate([np.array(entry.latencies, np.int64) for entry in entries]))),
     }
     x = np.concatenate([entry.batch.x if entry.rows is None else entry.batch.x[entry.rows] for entry in entries])
     columns.update(zip(signature.features, _features(signature, x), strict=True))
@@ -63,24 +67,41 @@ def _counts(entry: "Logged") -> Array:
     return np.ones(len(entry.numbers), np.int64) if entry.counts is None else np.array(entry.counts, np.int64)
 
 
-def _row_ids(ids: pa.Array, counts: Array) -> pa.Array:
+def _row_ids(ids: Array, counts: Array) -> pa.Array:
+    """Return the ids of all rows: those of their requests, with `:<row>` behind them where there are several."""
     ends = np.cumsum(counts)
     row = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-    numbered = pc.binary_join_element_wise(ids, _numbers(row).cast(pa.string()), ":")
-    return pc.if_else(pa.array(np.repeat(counts == 1, counts)), ids, numbered)
+    digits = len(str(int(counts.max()) - 1))
+    width = np.where(np.repeat(counts, counts) == 1, 0, 1 + _digits(row))
+    decimal = ((row[:, None] // 10 ** np.arange(digits - 1, -1, -1)) % 10 + ord("0")).astype(np.uint8)
+    characters = _characters(ids, ":", decimal)
+    # The number stands to the right; what is before it is left out, and so is all of it where it is not wanted.
+    before = ids.shape[1]
+    place = np.arange(digits)
+    wanted = np.ones(characters.shape, bool)
+    wanted[:, before] = width > 0
+    wanted[:, before + 1 :] = (width[:, None] > 0) & (place >= digits - (width[:, None] - 1))
+    offsets = np.concatenate([[0], np.cumsum(before + width)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(row), pa.py_buffer(offsets), pa.py_buffer(characters[wanted]))
 
 
-def _trace_ids(entries: "Sequence[Logged]", derived: pa.Array) -> pa.Array:
+def _digits(numbers: Array) -> Array:
+    """How many decimal digits numbers from 0 on have."""
+    return np.searchsorted(10 ** np.arange(1, 19), numbers, side="right") + 1
+
+
+def _trace_ids(entries: "Sequence[Logged]", derived: pa.Array, owner: Array | None) -> pa.Array:
     if all(entry.trace_ids is None for entry in entries):
         return derived
-    own = [one for entry in entries for one in (entry.trace_ids or [None] * len(entry.numbers))]
-    return pc.coalesce(pa.array(own, pa.string()), derived)
+    own = pa.array([one for entry in entries for one in (entry.trace_ids or [None] * len(entry.numbers))], pa.string())
+    return pc.coalesce(own if owner is None else own.take(_numbers(owner)), derived)
 
 
-def _entities(entries: "Sequence[Logged]", requests: int) -> pa.Array:
+def _entities(entries: "Sequence[Logged]", total: int, owner: Array | None) -> pa.Array:
     if all(entry.entities is None for entry in entries):
-        return pa.nulls(requests, pa.string())
-    return pa.array([one for e in entries for one in (e.entities or [None] * len(e.numbers))], pa.string())
+        return pa.nulls(total, pa.string())
+    own = pa.array([one for e in entries for one in (e.entities or [None] * len(e.numbers))], pa.string())
+    return own if owner is None else own.take(_numbers(owner))
 
 
 def _features(signature: Signature, x: Array) -> list[pa.Array]:
@@ -123,12 +144,10 @@ def _numbers(values: Array) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
-def _names(texts: Sequence[str]) -> pa.Array:
-    """Return texts, which are mostly one and the same, as Arrow keeps them."""
-    if len(set(texts)) > 1:
-        return pa.array(texts, pa.string())
-    text = texts[0].encode()
-    return _texts(np.broadcast_to(np.frombuffer(text, np.uint8), (len(texts), len(text))))
+def _same(text: str, rows: int) -> pa.Array:
+    """Return one text for all rows."""
+    characters = np.frombuffer(text.encode(), np.uint8)
+    return _texts(np.broadcast_to(characters, (rows, len(characters))))
 
 
 def _characters(*parts: Array | str) -> Array:

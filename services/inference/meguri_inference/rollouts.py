@@ -1,7 +1,6 @@
 """Follows the log: every model's traffic plan and what its spec says of logging; loads, swaps, says who serves."""
 
 import asyncio
-import hashlib
 import logging
 import time
 
@@ -212,9 +211,8 @@ class PredictionsOut:
     def __init__(self, reader: Reader) -> None:
         self._jetstream = reader.jetstream
 
-    async def publish(self, model: str, body: bytes) -> None:
-        """Raises LogUnavailable when the broker did not take it."""
-        id_ = hashlib.blake2b(body, digest_size=16).hexdigest()
+    async def publish(self, model: str, id_: str, body: bytes) -> None:
+        """Raises LogUnavailable when the broker did not take it; under the same id it is taken once."""
         with telemetry.sending("predictions", id_, {"meguri.model": model}) as headers:
             await publish(self._jetstream(), PREDICTIONS, f"{PREDICTION_PREFIX}.{model}", body, headers)
 
