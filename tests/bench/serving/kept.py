@@ -13,7 +13,7 @@ import meguri_monitoring
 from meguri_chassis.profiles import Profile
 from meguri_chassis.store import Database
 from meguri_contracts.topology import PREDICTIONS
-from meguri_monitoring import predictions, store
+from meguri_monitoring import store, tables
 from tests.bench.serving import models, requests
 from tests.bench.serving.comparing import rate, spread
 from tests.bench.serving.figures import BUSY
@@ -123,7 +123,7 @@ async def _arrived(ours: Ours, model: Model, rows: int) -> None:
 
 def _rows_in_table(ours: Ours, model: Model) -> int:
     try:
-        table = DeltaTable(predictions.table_uri(str(ours.var / "data"), model.name, 1))
+        table = DeltaTable(tables.table_uri(str(ours.var / "data"), model.name, 1))
     except TableNotFoundError:
         return 0
     return int(sum(table.get_add_actions(flatten=True)["num_records"].to_pylist()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_iris, make_classification
 
 from meguri_contracts.spec import ModelSpec
-from meguri_training.exporting import TRUSTED
+from meguri_contracts.trusted import TRUSTED_TYPES
 from meguri_training.fitting import Fitted, Job, fit
 
 MANY = 256
@@ -31,7 +31,7 @@ class Model:
     @cached_property
     def estimator(self) -> Any:
         """What scikit-learn fitted."""
-        return skops.io.loads(self.fitted.skops, trusted=TRUSTED)
+        return skops.io.loads(self.fitted.skops, trusted=TRUSTED_TYPES)
 
 
 def iris(folder: Path) -> Model:
