@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
+from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 from sklearn.datasets import load_diabetes, load_iris
@@ -14,8 +16,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from meguri_contracts.events import Artifact, Deployed, Signature, Tensor
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.tensors import FLOATS
+from tests.inference.replicas import PREDICTION, Broker, Replica, graph
 
 IRIS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """Have tests run in the loop that the service runs in."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,13 @@ def iris() -> Fitted:
 
 
 @pytest.fixture(scope="session")
+def contrary() -> Fitted:
+    """What has learned to take one flower for another."""
+    x, y = load_iris(return_X_y=True)
+    return fitted("iris", LogisticRegression(max_iter=1000), x, (y + 1) % 3 * (y > 0), IRIS, "FP64")
+
+
+@pytest.fixture(scope="session")
 def flowers() -> Fitted:
     """The same with text for labels."""
     data = load_iris()
@@ -89,3 +104,35 @@ def ridge() -> Fitted:
     """A regressor in FP64."""
     x, y = load_diabetes(return_X_y=True)
     return fitted("ridge", Ridge(), x, y, tuple(f"f{i}" for i in range(10)), "FP64")
+
+
+@pytest.fixture
+async def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+async def replica(broker) -> Replica:
+    return Replica(broker=broker)
+
+
+@pytest.fixture
+def picky(iris) -> LoadedModel:
+    """Looks its answer up by the row's only feature; has answers to 0, 1 and 2, and fails on everything else."""
+    deployed = iris.deployed.model_copy(
+        update={
+            "signature": Signature(
+                features=("key",), input=Tensor(name="x", datatype="FP32", shape=(-1, 1)), outputs=(PREDICTION,)
+            )
+        }
+    )
+    nodes = [
+        helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["index", "flat"], ["keys"]),
+        helper.make_node("Gather", ["table", "keys"], ["prediction"]),
+    ]
+    initializers = [
+        helper.make_tensor("table", TensorProto.FLOAT, [3], [10, 11, float("nan")]),
+        helper.make_tensor("flat", TensorProto.INT64, [1], [-1]),
+    ]
+    return LoadedModel.load(deployed, "picky", graph(deployed, nodes, initializers))

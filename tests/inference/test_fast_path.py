@@ -1,77 +1,22 @@
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
-import pyarrow as pa
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meguri_inference.fast_path import FastPath
-from meguri_inference.models import Models
-from meguri_inference.prediction_log import PredictionLog, read_batch
+from tests.inference.replicas import MAX_BODY, MAX_ROWS, TRACE_ID, Replica
 
 INFER = "/v2/models/iris/infer"
-MAX_BODY = 64 * 1024
-
-
-async def control_plane(scope, receive, send) -> None:
-    await send({"type": "http.response.start", "status": 418, "headers": []})
-    await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-
-@dataclass
-class Service:
-    """The fast path with everything that it is given, and what it told."""
-
-    models: Models = field(default_factory=Models)
-    published: list[bytes] = field(default_factory=list)
-    observed: list[tuple[str, int, int, int]] = field(default_factory=list)
-    finished: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.log = PredictionLog(self._publish, linger=3600)
-        self.app = FastPath(
-            control_plane,
-            self.models,
-            self.log,
-            trace=self._trace,
-            observe=self._observe,
-            max_body_bytes=MAX_BODY,
-            max_rows=100,
-        )
-
-    async def _publish(self, model: str, body: bytes) -> None:
-        self.published.append(body)
-
-    def _trace(self, headers):
-        sampled = (b"sampled", b"yes") in headers
-        return "0af7651916cd43dd8448eb211c80319c", (lambda *told: self.finished.append(told)) if sampled else None
-
-    def _observe(self, model: str, version: int, rows: int, seconds: float, status: int) -> None:
-        assert seconds > 0
-        self.observed.append((model, version, rows, status))
-
-    async def predictions(self) -> pa.Table:
-        await self.log.close()
-        return pa.concat_tables(map(read_batch, self.published))
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://inference")
+IN_TRACE = {"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
 
 
 @pytest.fixture
-def service(iris) -> Service:
-    service = Service()
-    service.models.swap("iris", iris.load())
-    return service
+async def service(replica, iris) -> Replica:
+    await replica.follow(iris)
+    return replica
 
 
 async def raw(app, path: str, *messages: dict[str, Any], headers=()) -> tuple[int, Any]:
@@ -96,7 +41,7 @@ def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
 
 async def test_an_answer_names_model_version_prediction_and_trace(service, iris):
     async with service.client() as client:
-        response = await client.post(INFER, json=iris.body(iris.x[:2]))
+        response = await client.post(INFER, json=iris.body(iris.x[:2]), headers=IN_TRACE)
 
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -105,16 +50,16 @@ async def test_an_answer_names_model_version_prediction_and_trace(service, iris)
     assert answer["model_name"] == "iris"
     assert answer["model_version"] == "3"
     assert answer["id"] == prediction_id
-    assert answer["parameters"]["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert answer["parameters"]["trace_id"] == TRACE_ID
     assert answer["outputs"][0] == {"name": "label", "datatype": "INT64", "shape": [2], "data": [0, 0]}
     expected = iris.estimator.predict_proba(iris.x[:2]).ravel()
     np.testing.assert_allclose(answer["outputs"][1]["data"], expected, atol=1e-12)
-    assert service.observed == [("iris", 3, 2, 200)]
+    assert service.tallies.statuses == {("iris", 200): 1}
 
 
 async def test_what_is_answered_stands_in_the_prediction_log(service, iris):
     async with service.client() as client:
-        one = (await client.post(INFER, json=iris.body(iris.x[:1]))).json()
+        one = (await client.post(INFER, json=iris.body(iris.x[:1]), headers=IN_TRACE)).json()
         two = (await client.post(INFER, json=iris.body(iris.x[1:3]))).json()
 
     table = await service.predictions()
@@ -123,7 +68,7 @@ async def test_what_is_answered_stands_in_the_prediction_log(service, iris):
     assert table["prediction_id"].to_pylist() == [first, f"{second}:0", f"{second}:1"]
     assert table["label"].to_pylist() == one["outputs"][0]["data"] + two["outputs"][0]["data"]
     assert table["sepal_length"].to_pylist() == iris.x[:3, 0].tolist()
-    assert set(table["trace_id"].to_pylist()) == {"0af7651916cd43dd8448eb211c80319c"}
+    assert table["trace_id"].to_pylist() == [TRACE_ID, two["parameters"]["trace_id"], two["parameters"]["trace_id"]]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +100,7 @@ async def test_the_clients_id_comes_back_and_only_the_wanted_outputs_do(service,
 
 
 async def test_everybody_gets_the_answer_to_his_own_rows_and_an_id_of_his_own(service, iris, forest):
-    service.models.swap("forest", forest.load())
+    await service.follow(forest)
     rng = np.random.default_rng(1)
 
     async def ask(client, fitted, rows):
@@ -193,7 +138,7 @@ async def test_an_unknown_model_is_answered_with_the_served_ones(service):
 
     assert response.status_code == 404
     assert response.json() == {"error": "no model 'digits' is served here; served are: iris"}
-    assert service.observed == [("", 0, 0, 404)]
+    assert service.tallies.statuses == {("", 404): 1}
 
 
 @pytest.mark.parametrize(
@@ -212,8 +157,8 @@ async def test_everything_but_infer_goes_to_the_control_plane(service, method, p
         response = await client.request(method, path)
 
     assert response.status_code == 418
-    assert response.text == path
-    assert service.observed == []
+    assert response.text == f"{path} 0"
+    assert service.tallies.statuses == {}
 
 
 async def test_bad_data_is_a_400_that_says_why_and_is_not_logged(service, iris):
@@ -228,16 +173,16 @@ async def test_bad_data_is_a_400_that_says_why_and_is_not_logged(service, iris):
         "error": "input 'x' has bad FP64 data: Expected `float`, got `null` in row 0, feature 'petal_length'; "
         "the model takes 'x': FP64 of shape [rows, 4]"
     }
-    assert service.observed == [("iris", 3, 0, 400), ("iris", 3, 1, 200)]
+    assert service.tallies.statuses == {("iris", 400): 1, ("iris", 200): 1}
     assert (await service.predictions()).num_rows == 1
 
 
 async def test_too_many_rows_are_a_413(service, iris):
     async with service.client() as client:
-        response = await client.post(INFER, json=iris.body(iris.x[:101]))
+        response = await client.post(INFER, json=iris.body(np.resize(iris.x, (MAX_ROWS + 1, 4))))
 
     assert response.status_code == 413
-    assert "101 rows, at most 100" in response.json()["error"]
+    assert f"{MAX_ROWS + 1} rows, at most {MAX_ROWS}" in response.json()["error"]
 
 
 async def test_values_beyond_what_the_model_can_answer_are_a_400(service, iris):
@@ -276,9 +221,9 @@ async def test_a_body_in_pieces_is_put_together(service, iris):
     assert (await raw(service.app, INFER, *pieces, {"type": "http.request"}))[0] == 200
 
 
-async def test_a_client_that_left_is_counted_and_not_answered(service):
+async def test_a_client_that_left_is_not_answered(service):
     assert await raw(service.app, INFER, part(b"{", more=True), {"type": "http.disconnect"}) == (0, None)
-    assert service.observed == [("iris", 3, 0, 499)]
+    assert service.tallies.statuses == {}
 
 
 async def test_a_producer_of_unreasonable_length_is_a_400(service):
@@ -287,22 +232,23 @@ async def test_a_producer_of_unreasonable_length_is_a_400(service):
 
 async def test_the_span_of_a_sampled_request_is_finished_with_what_happened(service, iris):
     async with service.client() as client:
-        headers = {"sampled": "yes"}
-        good = await client.post(INFER, json=iris.body(iris.x[:2]), headers=headers)
-        await client.post(INFER, content=b"", headers=headers)
-        await client.post("/v2/models/digits/infer", headers=headers)
+        good = await client.post(INFER, json=iris.body(iris.x[:2]), headers=IN_TRACE)
+        await client.post(INFER, content=b"", headers=IN_TRACE)
+        await client.post("/v2/models/digits/infer", headers=IN_TRACE)
         await client.post(INFER, json=iris.body(iris.x[:2]))
 
     assert len(service.finished) == 3
-    (ok, told), (bad, why), (missing, _) = service.finished
+    (ok, told), (bad, why), (missing, whom) = service.finished
     assert (ok, bad, missing) == (200, 400, 404)
     assert told == {
         "model": "iris",
         "version": 3,
         "rows": 2,
+        "role": "champion",
         "prediction_id": good.json()["parameters"]["prediction_id"],
     }
     assert "not a V2 inference request" in why["error"]
+    assert whom["model"] == "digits"
 
 
 json_values = st.recursive(
@@ -339,60 +285,3 @@ async def test_no_body_whatever_makes_the_service_fail(service, body):
 
     assert status in (200, 400, 413)
     assert ("error" in answer) == (status != 200)
-
-
-@asynccontextmanager
-async def served(app) -> AsyncIterator[int]:
-    """Serve `app` with uvicorn on a free port of the loopback."""
-    server = uvicorn.Server(uvicorn.Config(app, http="httptools", lifespan="off", log_level="critical"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        # The kernel queues who connects before uvicorn accepts, so there is nothing to wait for.
-        running = asyncio.create_task(server.serve(sockets=[listening]))
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await running
-
-
-async def read_answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-    return int(head.split(b" ", 2)[1]), json.loads(await reader.readexactly(length))
-
-
-async def test_pipelined_requests_on_one_connection_are_answered_in_their_order(service, iris):
-    def request(path: str, rows: np.ndarray) -> bytes:
-        body = json.dumps(iris.body(rows)).encode()
-        return b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
-
-    async with served(service.app) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(
-            request(INFER, iris.x[:70])
-            + request("/v2/models/nobody/infer", iris.x[:9])
-            + request(INFER, iris.x[[50]])
-            + request(INFER, iris.x[[140, 0]])
-        )
-        answers = [await read_answer(reader) for _ in range(4)]
-        writer.close()
-
-    assert [status for status, _ in answers] == [200, 404, 200, 200]
-    labels = [answer["outputs"][0]["data"] for status, answer in answers if status == 200]
-    assert labels == [iris.estimator.predict(iris.x[which]).tolist() for which in (range(70), [50], [140, 0])]
-
-
-async def test_over_sockets_a_body_above_the_limit_is_refused_and_a_chunked_one_below_it_taken(service, iris):
-    body = json.dumps(iris.body(iris.x[:1])).encode()
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield body[:30]
-        yield body[30:]
-
-    async with served(service.app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        large = await client.post(INFER, content=b" " * (MAX_BODY + 1))
-        small = await client.post(INFER, content=chunks())
-
-    assert large.status_code == 413
-    assert large.headers["connection"] == "close"
-    assert small.json()["outputs"][0]["data"] == [0]

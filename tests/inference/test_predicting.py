@@ -1,4 +1,4 @@
-import asyncio
+import time
 
 import numpy as np
 import onnx
@@ -6,135 +6,60 @@ import pytest
 from onnx import TensorProto, helper
 
 from meguri_contracts.errors import Invalid
-from meguri_contracts.events import Deployed, Signature, Tensor
+from meguri_contracts.events import Deployed, Tensor
 from meguri_inference.predicting import LoadedModel, NoAnswer, Unservable
-
-PREDICTION = Tensor(name="prediction", datatype="FP32", shape=(-1,))
+from tests.inference.replicas import PREDICTION, graph
 
 
 def changed(deployed: Deployed, **signature) -> Deployed:
     return deployed.model_copy(update={"signature": deployed.signature.model_copy(update=signature)})
 
 
-def graph(deployed: Deployed, nodes, initializers=(), shape=(None,)) -> bytes:
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, len(deployed.signature.features)])
-    told = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, shape)
-    made = helper.make_graph(nodes, "g", [given], [told], list(initializers))
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
-
-
-@pytest.fixture
-def picky(iris) -> LoadedModel:
-    """Looks its answer up by the row's only feature; has answers to 0, 1 and 2, and fails on everything else."""
-    deployed = iris.deployed.model_copy(
-        update={
-            "signature": Signature(
-                features=("key",), input=Tensor(name="x", datatype="FP32", shape=(-1, 1)), outputs=(PREDICTION,)
-            )
-        }
-    )
-    nodes = [
-        helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
-        helper.make_node("Reshape", ["index", "flat"], ["keys"]),
-        helper.make_node("Gather", ["table", "keys"], ["prediction"]),
-    ]
-    initializers = [
-        helper.make_tensor("table", TensorProto.FLOAT, [3], [10, 11, float("nan")]),
-        helper.make_tensor("flat", TensorProto.INT64, [1], [-1]),
-    ]
-    return LoadedModel.load(deployed, "picky", graph(deployed, nodes, initializers))
-
-
 @pytest.mark.parametrize("which", ["iris", "flowers", "forest"])
-async def test_each_of_many_callers_gets_the_answer_to_its_own_rows(which, request):
+def test_rows_that_are_computed_together_have_the_answers_that_scikit_learn_gives(which, request):
     fitted = request.getfixturevalue(which)
-    model = fitted.load()
-    rng = np.random.default_rng(0)
-    questions = [fitted.x[rng.integers(0, len(fitted.x), rows)] for rows in rng.choice([1, 1, 2, 7, 64, 65, 200], 60)]
+    xs = [fitted.x[:1], fitted.x[60:70], fitted.x[140:141]]
+    x = np.concatenate(xs)
 
-    answers = await asyncio.gather(*(model.predict(x) for x in questions))
+    batch = fitted.load().compute(xs)
 
-    for x, answer in zip(questions, answers, strict=True):
-        label, probabilities = answer.outputs
-        assert label.tolist() == fitted.estimator.predict(x).tolist()
-        np.testing.assert_allclose(probabilities, fitted.estimator.predict_proba(x), atol=1e-5)
+    label, probabilities = batch.outputs
+    assert batch.x.tolist() == x.tolist()
+    assert label.tolist() == fitted.estimator.predict(x).tolist()
+    np.testing.assert_allclose(probabilities, fitted.estimator.predict_proba(x), atol=1e-5)
 
 
-async def test_a_regressor_answers_as_scikit_learn_does(ridge):
-    (prediction,) = (await ridge.load().predict(ridge.x[:50])).outputs
+def test_a_regressor_answers_as_scikit_learn_does(ridge):
+    (prediction,) = ridge.load().compute([ridge.x[:50]]).outputs
 
     np.testing.assert_allclose(prediction.reshape(-1), ridge.estimator.predict(ridge.x[:50]), rtol=1e-9)
 
 
-async def test_what_arrives_in_one_turn_of_the_loop_is_computed_together(iris):
-    model = iris.load()
-
-    first, second = await asyncio.gather(model.predict(iris.x[:1]), model.predict(iris.x[1:3]))
-    later = await model.predict(iris.x[:1])
-
-    assert first.batch is second.batch
-    assert later.batch is not first.batch
-
-
-async def test_a_request_of_many_rows_is_computed_by_itself(iris):
-    model = iris.load()
-
-    few, many = await asyncio.gather(model.predict(iris.x[:1]), model.predict(iris.x[:65]))
-
-    assert len(few.batch.x) == 1
-    assert len(many.batch.x) == 65
-
-
-async def test_the_loop_turns_while_many_rows_are_computed(forest):
-    model = forest.load()
-    answer = model.predict(np.repeat(forest.x, 40, axis=0))
-
-    turns = 0
-    while not answer.done():
-        turns += 1
-        await asyncio.sleep(0)
-
-    assert turns > 20
-    assert len(answer.result().outputs[0]) == 6000
-
-
-async def test_a_model_that_has_become_slow_leaves_the_loop_even_for_one_row(forest):
-    model = forest.load()
-    model._row_seconds = 0.01
-    answers = [model.predict(forest.x[:1])]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not answers[0].done()
-    answers.append(model.predict(forest.x[50:51]))
-
-    labels = [answer.outputs[0][0] for answer in await asyncio.gather(*answers)]
-
-    assert labels == forest.estimator.predict(forest.x[[0, 50]]).tolist()
-
-
 @pytest.mark.parametrize("bad", [99, 2], ids=["the call fails", "the answer is not a number"])
-async def test_rows_without_an_answer_spoil_nobody_elses(picky, bad):
-    keys = [0, 1, bad, 1, 0]
-
-    answers = await asyncio.gather(
-        *(picky.predict(np.array([[key]], np.float32)) for key in keys), return_exceptions=True
-    )
-
-    assert isinstance(answers[2], NoAnswer)
-    assert [answer.outputs[0].tolist() for answer in answers if not isinstance(answer, NoAnswer)] == [
-        [10],
-        [11],
-        [11],
-        [10],
-    ]
+def test_rows_that_a_model_has_no_answer_to_are_refused(picky, bad):
+    assert picky.compute([np.array([[0], [1]], np.float32)]).outputs[0].tolist() == [10, 11]
+    with pytest.raises(NoAnswer, match="has no answer to these values"):
+        picky.compute([np.array([[0], [bad]], np.float32)])
 
 
-async def test_a_caller_that_was_cancelled_does_not_hurt_the_others(iris):
-    model = iris.load()
-    gone, there = model.predict(iris.x[:1]), model.predict(iris.x[:1])
-    gone.cancel()
+def test_a_model_whose_calls_take_long_is_expected_to_take_long(forest):
+    model = forest.load()
+    at_first = model.seconds(1)
+    engine = model._engine
 
-    assert (await there).outputs[0].tolist() == [0]
+    class Slow:
+        def run(self, x):
+            end = time.thread_time() + 100 * at_first
+            while time.thread_time() < end:
+                pass
+            return engine.run(x)
+
+    model._engine = Slow()
+    for _ in range(10):
+        model.compute([forest.x[:1]])
+
+    assert model.seconds(1) > 10 * at_first
+    assert model.seconds(100) > model.seconds(1)
 
 
 def unservable(deployed: Deployed, onnx_bytes: bytes) -> str:

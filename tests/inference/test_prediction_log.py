@@ -1,7 +1,8 @@
 import asyncio
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import count
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,57 +10,50 @@ import pytest
 
 from meguri_contracts.errors import TooLarge
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.prediction_log import MAX_MESSAGE_BYTES, PredictionIds, PredictionLog, read_batch
-from meguri_inference.protocol import Answer, Batch
+from meguri_inference.prediction_log import MAX_MESSAGE_BYTES, Logged, PredictionIds, PredictionLog
+from meguri_inference.prediction_table import MAX_NUMBER
+from meguri_inference.protocol import Batch
+from tests.inference.replicas import Broker
 
 NOON = 1_700_000_000_000_000
+IDS = PredictionIds()
 
 
-class Broker:
-    """Keeps what is published; refuses while `errors` last."""
-
-    def __init__(self) -> None:
-        self.messages: list[tuple[str, bytes]] = []
-        self.errors: list[Exception] = []
-        self.tries = 0
-        self._news = asyncio.Condition()
-
-    async def publish(self, model: str, body: bytes) -> None:
-        async with self._news:
-            self.tries += 1
-            self._news.notify_all()
-            if self.errors:
-                raise self.errors.pop(0)
-            self.messages.append((model, body))
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with self._news:
-            await asyncio.wait_for(self._news.wait_for(condition), 5)
-
-    @property
-    def tables(self) -> list[pa.Table]:
-        return [read_batch(body) for _, body in self.messages]
-
-    @property
-    def ids(self) -> list[str]:
-        return [prediction_id for table in self.tables for prediction_id in table["prediction_id"].to_pylist()]
+def add(log: PredictionLog, model: LoadedModel, x: np.ndarray, **more: Any) -> None:
+    """Log one request of these rows."""
+    told = {
+        "role": "champion",
+        "batch": model.compute([x]),
+        "rows": None,
+        "counts": [len(x)],
+        "microseconds": NOON,
+        "numbers": [IDS.next()],
+        "producers": ["cam-7"],
+        "entities": None,
+        "trace_ids": None,
+        "latencies": [7],
+    }
+    log.add(Logged(model=model, **(told | more)))
 
 
-@pytest.fixture
-def broker() -> Broker:
-    return Broker()
+def numbers(broker: Broker) -> list[int]:
+    """The numbers of the published predictions, in their order."""
+    ids = [one for table in broker.tables for one in table["prediction_id"].to_pylist()]
+    return [int(one.partition(":")[0][-6:], 16) for one in ids]
 
 
-def add(log: PredictionLog, model: LoadedModel, prediction_id: str, x: np.ndarray, **more) -> None:
-    (answer,) = model._compute([x])
-    told = {"microseconds": NOON, "producer": "cam-7", "trace_id": "t1"} | more
-    log.add(model, prediction_id=prediction_id, answer=answer, **told)
+def prediction_id(number: int, microseconds: int = NOON) -> str:
+    return f"{microseconds:014x}{IDS.process.decode()}{number:06x}"
 
 
 async def test_a_batch_holds_who_asked_what_and_what_was_answered(broker, iris):
-    log = PredictionLog(broker.publish)
-    add(log, iris.load(), "p1", iris.x[[0]])
-    add(log, iris.load(), "p2", iris.x[[50]], microseconds=NOON + 1, producer="unknown", trace_id="")
+    log = PredictionLog(broker.publish, IDS)
+    own, trace_id = (
+        {"producers": ["unknown"], "trace_ids": ["t2"], "entities": ["customer-9"]},
+        IDS.trace_suffix.decode(),
+    )
+    add(log, iris.load(), iris.x[[0]], numbers=[1])
+    add(log, iris.load(), iris.x[[50]], numbers=[2], microseconds=NOON + 1, role="canary", latencies=[8], **own)
 
     await log.close()
 
@@ -68,57 +62,62 @@ async def test_a_batch_holds_who_asked_what_and_what_was_answered(broker, iris):
     probabilities = iris.estimator.predict_proba(iris.x[[0, 50]]).max(axis=1)
     assert table.drop_columns(["probability"]).to_pylist() == [
         {
-            "prediction_id": prediction_id,
+            "prediction_id": prediction_id(micro + 1, NOON + micro),
             "time": datetime(2023, 11, 14, 22, 13, 20, micro, tzinfo=UTC),
             "model": "iris",
             "version": 3,
             "producer": producer,
             "trace_id": trace_id,
+            "_entity": entity,
+            "_role": role,
+            "_latency": 7 + micro,
             **dict(zip(iris.deployed.signature.features, x.tolist(), strict=True)),
             "label": label,
         }
-        for prediction_id, micro, producer, trace_id, x, label in [
-            ("p1", 0, "cam-7", "t1", iris.x[0], 0),
-            ("p2", 1, "unknown", "", iris.x[50], 1),
+        for micro, producer, trace_id, entity, role, x, label in [
+            (0, "cam-7", prediction_id(1) + trace_id, None, "champion", iris.x[0], 0),
+            (1, "unknown", "t2", "customer-9", "canary", iris.x[50], 1),
         ]
     ]
     np.testing.assert_allclose(table["probability"], probabilities)
 
 
 async def test_rows_of_one_request_are_numbered_and_share_what_is_said_of_it(broker, iris):
-    log, model = PredictionLog(broker.publish), iris.load()
-    add(log, model, "a", iris.x[:1], producer="one")
-    add(log, model, "b", iris.x[:3], producer="three")
+    log, model = PredictionLog(broker.publish, IDS), iris.load()
+    add(log, model, iris.x[:1], numbers=[1], producers=["one"])
+    add(log, model, iris.x[:3], numbers=[2], producers=["three"])
 
     await log.close()
 
     (table,) = broker.tables
-    assert table["prediction_id"].to_pylist() == ["a", "b:0", "b:1", "b:2"]
+    assert table["prediction_id"].to_pylist() == [prediction_id(1), *(f"{prediction_id(2)}:{row}" for row in range(3))]
     assert table["producer"].to_pylist() == ["one", "three", "three", "three"]
 
 
 async def test_requests_computed_together_keep_their_own_rows_whatever_the_order_they_are_logged_in(broker, iris):
-    log, model = PredictionLog(broker.publish), iris.load()
-    questions = {"one": iris.x[[0]], "two": iris.x[[50, 60]], "three": iris.x[[100]], "alone": iris.x[[120]]}
-    together = await asyncio.gather(*(model.predict(questions[name]) for name in ("one", "two", "three")))
-    answers = dict(zip(("one", "two", "three"), together, strict=True)) | {"alone": await model.predict(iris.x[[120]])}
-    assert answers["one"].batch is answers["three"].batch
-    for name in ("three", "alone", "two"):
-        log.add(model, prediction_id=name, microseconds=NOON, producer=name, trace_id="", answer=answers[name])
+    log, model = PredictionLog(broker.publish, IDS), iris.load()
+    together = model.compute([iris.x[[0]], iris.x[[50, 60]], iris.x[[100]]])
+    one = {"batch": together, "counts": [1], "rows": np.array([3]), "numbers": [3]}
+    two = {"batch": together, "counts": [2, 1], "rows": np.array([1, 2, 0]), "numbers": [2, 1]}
+    pair = {"producers": ["a", "b"], "latencies": [1, 2]}
+    add(log, model, iris.x[[100]], **one)
+    add(log, model, iris.x[[120]], numbers=[4])
+    add(log, model, iris.x[:3], **two, **pair)
 
     await log.close()
 
     (table,) = broker.tables
-    x = iris.x[[100, 120, 50, 60]]
-    assert table["prediction_id"].to_pylist() == ["three", "alone", "two:0", "two:1"]
+    x = iris.x[[100, 120, 50, 60, 0]]
+    assert numbers(broker) == [3, 4, 2, 2, 1]
+    assert table["producer"].to_pylist() == ["cam-7", "cam-7", "a", "a", "b"]
     assert [table[name].to_pylist() for name in iris.deployed.signature.features] == x.T.tolist()
     assert table["label"].to_pylist() == iris.estimator.predict(x).tolist()
 
 
 async def test_the_columns_have_the_types_of_the_model(broker, flowers, forest, ridge):
-    log = PredictionLog(broker.publish)
+    log = PredictionLog(broker.publish, IDS)
     for fitted in (flowers, forest, ridge):
-        add(log, fitted.load(), "p", fitted.x[:2])
+        add(log, fitted.load(), fitted.x[:2])
 
     await log.close()
 
@@ -133,53 +132,53 @@ async def test_the_columns_have_the_types_of_the_model(broker, flowers, forest, 
 
 
 async def test_versions_never_share_a_message(broker, iris):
-    log, old, new = PredictionLog(broker.publish), iris.load(), iris.load()
+    log, old, new = PredictionLog(broker.publish, IDS), iris.load(), iris.load()
     new.version = 4
     for at, model in enumerate([old, new, old]):
-        add(log, model, str(at), iris.x[:1])
+        add(log, model, iris.x[:1], numbers=[at])
 
     await log.close()
 
     assert [set(table["version"].to_pylist()) for table in broker.tables] == [{3}, {4}]
-    assert sorted(broker.ids) == ["0", "1", "2"]
+    assert sorted(numbers(broker)) == [0, 1, 2]
 
 
 async def test_nothing_is_sent_before_the_linger_is_over_and_all_of_it_after(broker, iris):
-    log, model = PredictionLog(broker.publish, linger=0.02), iris.load()
-    add(log, model, "a", iris.x[:1])
-    add(log, model, "b", iris.x[:1])
+    log, model = PredictionLog(broker.publish, IDS, linger=0.02), iris.load()
+    add(log, model, iris.x[:1], numbers=[0])
+    add(log, model, iris.x[:1], numbers=[1])
     assert broker.tries == 0
 
     await broker.until(lambda: len(broker.messages) == 1)
 
-    assert broker.ids == ["a", "b"]
+    assert numbers(broker) == [0, 1]
 
 
 async def test_enough_rows_are_sent_without_waiting(broker, iris):
-    log, model = PredictionLog(broker.publish, max_rows=3, linger=3600), iris.load()
-    for name in "abcd":
-        add(log, model, name, iris.x[:1])
+    log, model = PredictionLog(broker.publish, IDS, max_rows=3, linger=3600), iris.load()
+    for number in range(4):
+        add(log, model, iris.x[:1], numbers=[number])
 
     await broker.until(lambda: len(broker.messages) == 1)
 
-    assert broker.ids == ["a", "b", "c"]
+    assert numbers(broker) == [0, 1, 2]
     await log.close()
-    assert broker.ids == ["a", "b", "c", "d"]
+    assert numbers(broker) == [0, 1, 2, 3]
 
 
 async def test_closing_sends_what_one_round_leaves_over(broker, iris):
-    log, model = PredictionLog(broker.publish, max_rows=3, linger=3600), iris.load()
-    for name in "abcd":
-        add(log, model, name, iris.x[:1])
+    log, model = PredictionLog(broker.publish, IDS, max_rows=3, linger=3600), iris.load()
+    for number in range(4):
+        add(log, model, iris.x[:1], numbers=[number])
 
     await log.close()
 
-    assert broker.ids == ["a", "b", "c", "d"]
+    assert numbers(broker) == [0, 1, 2, 3]
 
 
 async def test_an_idle_log_has_neither_timer_nor_task(broker, iris):
-    log = PredictionLog(broker.publish, linger=0.001)
-    add(log, iris.load(), "a", iris.x[:1])
+    log = PredictionLog(broker.publish, IDS, linger=0.001)
+    add(log, iris.load(), iris.x[:1], numbers=[0])
     await broker.until(lambda: len(broker.messages) == 1)
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
@@ -188,26 +187,26 @@ async def test_an_idle_log_has_neither_timer_nor_task(broker, iris):
 
 
 async def test_many_rows_are_split_into_messages_below_the_limit(broker, forest):
-    log, model = PredictionLog(broker.publish, max_rows=100_000), forest.load()
+    log, model = PredictionLog(broker.publish, IDS, max_rows=100_000), forest.load()
     x = np.repeat(forest.x, 100, axis=0)
-    add(log, model, "big", x, producer="a name " * 100)
-    add(log, model, "small", x[:1])
+    add(log, model, x, numbers=[1], producers=["a name " * 100])
+    add(log, model, x[:1], numbers=[2])
 
     await log.close()
 
     assert len(broker.messages) > 1
     assert max(len(body) for _, body in broker.messages) <= MAX_MESSAGE_BYTES
-    assert broker.ids == [f"big:{row}" for row in range(15_000)] + ["small"]
     together = pa.concat_tables(broker.tables)
+    rows = [f"{prediction_id(1)}:{row}" for row in range(15_000)]
+    assert together["prediction_id"].to_pylist() == [*rows, prediction_id(2)]
     assert together["sepal_width"].to_numpy().tolist() == [*x[:, 1].tolist(), x[0, 1]]
 
 
 async def test_long_labels_make_smaller_messages(broker, flowers):
-    log, model = PredictionLog(broker.publish), flowers.load()
+    log, model = PredictionLog(broker.publish, IDS), flowers.load()
     labels = np.array([f"{row:02000}" for row in range(800)], object)
     batch = Batch(np.zeros((800, 4)), [labels, np.full((800, 3), 1 / 3)])
-    answer = Answer(batch, 0, 800)
-    log.add(model, prediction_id="p", microseconds=NOON, producer="cam-7", trace_id="", answer=answer)
+    add(log, model, batch.x, batch=batch)
 
     await log.close()
 
@@ -216,69 +215,69 @@ async def test_long_labels_make_smaller_messages(broker, flowers):
 
 
 async def test_a_message_that_failed_is_sent_again_and_nothing_is_lost_or_doubled(broker, iris, caplog):
-    log, model = PredictionLog(broker.publish, linger=0.001, retry=0.001), iris.load()
+    log, model = PredictionLog(broker.publish, IDS, linger=0.001, retry=0.001), iris.load()
     broker.errors = [ConnectionError("broker away")] * 3
-    add(log, model, "a", iris.x[:1])
+    add(log, model, iris.x[:1], numbers=[0])
     await broker.until(lambda: broker.tries == 2)
-    add(log, model, "b", iris.x[:1])
+    add(log, model, iris.x[:1], numbers=[1])
 
     await broker.until(lambda: len(broker.messages) == 2)
 
-    assert broker.ids == ["a", "b"]
+    assert numbers(broker) == [0, 1]
     assert log.dropped == 0
     assert "broker away" in caplog.text
 
 
 async def test_a_message_that_can_never_be_sent_is_counted_and_does_not_block_the_rest(broker, iris):
-    log, model = PredictionLog(broker.publish, linger=3600), iris.load()
+    log, model = PredictionLog(broker.publish, IDS, linger=3600), iris.load()
     broker.errors = [TooLarge("the stream takes 1 byte")]
-    add(log, model, "a", iris.x[:2])
+    add(log, model, iris.x[:2], numbers=[0])
     log._send_soon()
     await broker.until(lambda: broker.tries == 1)
-    add(log, model, "b", iris.x[:1])
+    add(log, model, iris.x[:1], numbers=[1])
 
     await log.close()
 
-    assert broker.ids == ["b"]
+    assert numbers(broker) == [1]
     assert log.dropped == 2
 
 
 async def test_what_cannot_be_written_is_counted_and_does_not_block_the_rest(broker, iris):
-    log, model = PredictionLog(broker.publish, max_rows=1, linger=0.001), iris.load()
-    add(log, model, "a", iris.x[:1], trace_id="\ud800")
+    log, model = PredictionLog(broker.publish, IDS, max_rows=1, linger=0.001), iris.load()
+    add(log, model, iris.x[:1], numbers=[0], trace_ids=["\ud800"])
     (sender,) = asyncio.all_tasks() - {asyncio.current_task()}
     with pytest.raises(ExceptionGroup):
         await sender
-    add(log, model, "b", iris.x[:1])
+    add(log, model, iris.x[:1], numbers=[1])
 
     await log.close()
 
-    assert broker.ids == ["b"]
+    assert numbers(broker) == [1]
     assert log.dropped == 1
 
 
 async def test_while_the_broker_is_away_the_oldest_are_dropped_beyond_the_bound(broker, iris, caplog):
-    log, model = PredictionLog(broker.publish, linger=3600, max_pending_bytes=20_000), iris.load()
+    log, model = PredictionLog(broker.publish, IDS, linger=3600, max_pending_bytes=20_000), iris.load()
     with caplog.at_level(logging.ERROR):
         for at in range(100):
-            add(log, model, f"{at:02}", iris.x[:1])
+            add(log, model, iris.x[:1], numbers=[at])
 
     await log.close()
 
-    kept = broker.ids
-    assert kept == [f"{at:02}" for at in range(100 - len(kept), 100)]
-    assert 10 <= len(kept) <= 20
+    kept = numbers(broker)
+    assert kept == list(range(100 - len(kept), 100))
+    assert 30 <= len(kept) <= 40
     assert log.dropped == 100 - len(kept)
     assert "dropped" in caplog.text
 
 
 async def test_closing_gives_up_after_its_patience_and_counts_what_is_lost(broker, iris):
-    log, model = PredictionLog(broker.publish, retry=3600), iris.load()
+    log, model = PredictionLog(broker.publish, IDS, retry=3600), iris.load()
     broker.errors = [ConnectionError("broker away")]
-    add(log, model, "a", iris.x[:2])
+    add(log, model, iris.x[:2], numbers=[0])
     log._send_soon()
     await broker.until(lambda: broker.tries == 1)
-    add(log, model, "b", iris.x[:3])
+    add(log, model, iris.x[:3], numbers=[1])
 
     await log.close(patience=0.01)
 
@@ -289,9 +288,63 @@ async def test_closing_gives_up_after_its_patience_and_counts_what_is_lost(broke
 def test_prediction_ids_are_unique_and_sort_by_time():
     one, other = PredictionIds(), PredictionIds()
 
-    ids = [one.next(NOON + at // 100) for at in range(1000)]
+    ids = [one.prefix(NOON + at // 100) + b"%06x" % one.next() for at in range(1000)]
 
     assert ids == sorted(set(ids))
     assert {len(made) for made in ids} == {28}
-    assert one.next(NOON) != other.next(NOON)
-    assert other.next(NOON) < one.next(NOON + 1)
+    assert one.prefix(NOON) != other.prefix(NOON)
+    assert other.prefix(NOON)[:14] < one.prefix(NOON + 1)[:14]
+
+
+def test_the_numbers_of_predictions_begin_anew_before_they_need_a_seventh_digit():
+    ids = PredictionIds()
+    ids._counter = count(MAX_NUMBER)
+
+    assert [ids.next(), ids.next()] == [0xFFFFFF, 0]
+
+
+# --- durable ----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_the_disk_is_told_when_all_messages_of_his_have_arrived(broker, forest):
+    log, model, told = PredictionLog(broker.publish, IDS, linger=3600), forest.load(), []
+    broker.open.clear()
+    add(log, model, np.repeat(forest.x, 100, axis=0), then=lambda safe: told.append((safe, len(broker.messages))))
+    await broker.until(lambda: broker.tries > 1)
+    assert told == []
+
+    broker.open.set()
+    await log.close()
+
+    assert told == [(True, len(broker.messages))]
+
+
+async def test_who_waits_for_the_disk_is_told_that_his_prediction_is_lost(broker, iris):
+    log, model, told = PredictionLog(broker.publish, IDS, linger=3600), iris.load(), []
+    broker.errors = [TooLarge("the stream takes 1 byte")]
+    add(log, model, iris.x[:1], then=told.append)
+    await broker.until(lambda: broker.tries == 1)
+
+    await log.close()
+
+    assert told == [False]
+
+
+async def test_who_waits_for_the_disk_is_told_when_his_prediction_makes_room_for_later_ones(broker, iris):
+    log, model, told = PredictionLog(broker.publish, IDS, linger=3600, max_pending_bytes=2000), iris.load(), []
+    for _ in range(4):
+        add(log, model, iris.x[:1], then=told.append)
+
+    assert told == [False]
+    await log.close()
+    assert told == [False, True, True, True]
+
+
+async def test_what_cannot_be_written_is_told_to_those_who_wait_for_it(broker, iris):
+    log, told = PredictionLog(broker.publish, IDS, linger=3600), []
+    add(log, iris.load(), iris.x[:1], trace_ids=["\ud800"], then=told.append)
+    (sender,) = asyncio.all_tasks() - {asyncio.current_task()}
+    with pytest.raises(ExceptionGroup):
+        await sender
+
+    assert told == [False]

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from urllib.parse import urlparse
 
 import httpx
 import pytest
+import yaml
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -15,13 +17,26 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.log import EventLog, LogUnavailable
-from meguri_contracts.events import Artifact, Deployed, Event, ModelLoaded, Plan, RolloutChanged
+from meguri_contracts.events import (
+    Arm,
+    Artifact,
+    Canary,
+    Deployed,
+    Event,
+    ModelLoaded,
+    Plan,
+    RolloutChanged,
+    RolloutObserved,
+    Shadow,
+    Trial,
+)
+from meguri_contracts.spec import CanaryPolicy, ModelSpec, TrialPolicy
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
 from meguri_inference import rollouts
 from meguri_inference.app import build
 from meguri_inference.prediction_log import read_batch
 from meguri_inference.settings import Settings
-from tests.conftest import Broker, until
+from tests.conftest import ROOT, Broker, until
 from tests.services import Wire, name, running, wire
 
 
@@ -40,6 +55,26 @@ class Inference:
 
     async def roll_out(self, champion: Deployed, **more: str) -> None:
         await self.wire.say(rollout(self.model, champion), **more)
+
+    async def follow(self, champion: Deployed, **others: Any) -> None:
+        """Roll a plan out and wait until it is followed."""
+        await self.wire.say(rollout(self.model, champion, **others))
+        versions = [one.version for one in Plan(champion=champion, **others).deployed]
+        await until(lambda: self.serves_just(versions), f"versions {versions} serving")
+
+    async def serves_just(self, versions: list[int]) -> bool:
+        served = (await self.http.get("/models")).json()
+        return [one["version"] for one in served if one["model"] == self.model] == versions
+
+    async def apply(self, **logging: Any) -> None:
+        """Apply a spec that says this of the log."""
+        example = yaml.safe_load((ROOT / "models/digits.yaml").read_text())
+        await self.wire.apply(ModelSpec(**example | {"model": self.model, "log": logging}))
+
+    async def logged(self) -> list[dict[str, Any]]:
+        """All rows of the prediction log."""
+        stored = await self.wire.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{self.model}")
+        return [row for message in stored for row in read_batch(message.data).to_pylist()]
 
     async def serve(self, fitted: Any, version: int) -> None:
         """Roll a version out and wait until it serves."""
@@ -60,8 +95,10 @@ class Inference:
         return (await self.http.get("/health/ready")).json()["warnings"]
 
 
-def rollout(model: str, champion: Deployed) -> RolloutChanged:
-    return RolloutChanged(model=model, plan=Plan(champion=champion), reason="the gate holds", actor="registry")
+def rollout(model: str, champion: Deployed, **others: Any) -> RolloutChanged:
+    return RolloutChanged(
+        model=model, plan=Plan(champion=champion, **others), reason="the gate holds", actor="registry"
+    )
 
 
 def damage(artifact: Artifact) -> None:
@@ -265,3 +302,171 @@ async def test_a_version_that_serves_is_said_once_the_log_takes_it(inference, ir
 
     assert refused
     assert said.version == 1
+
+
+async def test_a_version_that_no_longer_serves_is_not_said_and_holds_up_nothing(inference, iris, monkeypatch):
+    append, away = EventLog.append, [True]
+
+    async def away_for_a_while(log: EventLog, event: Event, **more: Any) -> int:
+        if isinstance(event, ModelLoaded) and away:
+            raise LogUnavailable("the log is away")
+        return await append(log, event, **more)
+
+    monkeypatch.setattr(rollouts, "RETRY", 0.01)
+    monkeypatch.setattr(EventLog, "append", away_for_a_while)
+    await inference.serve(iris, 1)
+    await inference.serve(iris, 2)
+    away.clear()
+    (said,) = await until(lambda: inference.wire.said(ModelLoaded, inference.model), "model-loaded")
+
+    assert said.version == 2
+    await until(lambda: is_well(inference), "no warning")
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+async def versions_of(inference: Inference, fitted: Any, entities: list[str]) -> dict[str, int]:
+    answers = {one: await inference.infer(fitted, **{"Meguri-Entity": one}) for one in entities}
+    return {one: int(answer.json()["model_version"]) for one, answer in answers.items()}
+
+
+CUSTOMERS = [f"customer-{number}" for number in range(60)]
+
+
+async def test_a_canary_is_followed_and_observed_and_its_customers_stay_with_it_until_it_is_champion(inference, iris):
+    one, two = [await inference.deployed(iris, version) for version in (1, 2)]
+    two = two.model_copy(update={"run": "run-2"})
+    canary = Canary(candidate=two, weight=0.3, step=0, policy=CanaryPolicy())
+    await inference.follow(one, canary=canary)
+    at_first = await versions_of(inference, iris, CUSTOMERS)
+
+    async def observed() -> RolloutObserved | None:
+        said = await inference.wire.said(RolloutObserved, inference.model)
+        return said[-1] if said and sum(arm.requests for arm in said[-1].arms) == 60 else None
+
+    report = await until(observed, "the observation")
+    with_it = [who for who, version in at_first.items() if version == 2]
+    assert 5 <= len(with_it) <= 35
+    assert {(arm.version, arm.role): arm.requests for arm in report.arms} == {
+        (1, "champion"): 60 - len(with_it),
+        (2, "canary"): len(with_it),
+    }
+    await inference.follow(one, canary=canary.model_copy(update={"weight": 0.7}))
+    later = await versions_of(inference, iris, CUSTOMERS)
+    assert {later[who] for who in with_it} == {2}
+    assert len(with_it) < list(later.values()).count(2)
+    await inference.follow(two)
+
+    async def said() -> list[tuple[int, str]] | None:
+        found = [(one.version, one.role) for one in await inference.wire.said(ModelLoaded, inference.model)]
+        return found if len(found) == 3 else None
+
+    assert await until(said, "model-loaded") == [(1, "champion"), (2, "canary"), (2, "champion")]
+
+
+async def test_an_ab_test_is_followed_and_what_is_logged_says_who_answered_whom_as_what(inference, iris):
+    one, two, three = [
+        (await inference.deployed(iris, version)).model_copy(update={"run": f"run-{version}"}) for version in (1, 2, 3)
+    ]
+    arms = (Arm(candidate=two, weight=0.3), Arm(candidate=three, weight=0.3))
+    await inference.follow(one, trial=Trial(arms=arms, policy=TrialPolicy()))
+
+    answered = await versions_of(inference, iris, CUSTOMERS)
+    assert await versions_of(inference, iris, CUSTOMERS) == answered
+    assert set(answered.values()) == {1, 2, 3}
+
+    async def logged() -> list[dict[str, Any]] | None:
+        rows = await inference.logged()
+        return rows if len(rows) == 120 else None
+
+    for row in await until(logged, "the prediction log"):
+        assert row["version"] == answered[row["_entity"]]
+        assert row["_role"] == ("champion" if row["version"] == 1 else "arm")
+
+
+async def test_a_shadow_is_asked_logged_and_observed_and_nobody_sees_it(inference, iris, contrary):
+    one, two = await inference.deployed(iris, 1), await inference.deployed(contrary, 2)
+    await inference.follow(one, shadows=(Shadow(candidate=two),))
+    answers = [await inference.infer(iris, rows=100 + number) for number in range(5)]
+    assert {answer.json()["model_version"] for answer in answers} == {"1"}
+
+    async def observed() -> RolloutObserved | None:
+        said = await inference.wire.said(RolloutObserved, inference.model)
+        return said[-1] if said and said[-1].arms[1].pairs == 510 else None
+
+    shadow = (await until(observed, "the observation")).arms[1]
+
+    async def logged() -> list[dict[str, Any]] | None:
+        rows = await inference.logged()
+        return rows if len(rows) == 1020 else None
+
+    labels: dict[str, dict[str, int]] = {"champion": {}, "shadow": {}}
+    for row in await until(logged, "the prediction log"):
+        labels[row["_role"]][row["prediction_id"]] = row["label"]
+    apart = sum(labels["shadow"][one] != label for one, label in labels["champion"].items())
+    assert shadow.disagreed == apart > 0
+
+
+async def test_a_challenger_that_cannot_be_loaded_is_left_out_and_warned_of(inference, iris, ridge):
+    one, other = await inference.deployed(iris, 1), await inference.deployed(ridge, 2)
+    broken = await inference.deployed(iris, 3)
+    broken = broken.model_copy(update={"onnx": await inference.artifacts.put(b"no graph")})
+    for candidate, why in ((other, "takes other features"), (broken, "version 3 cannot be served")):
+        canary = Canary(candidate=candidate, weight=0.5, step=0, policy=CanaryPolicy())
+        await inference.wire.say(rollout(inference.model, one, canary=canary))
+        await until(lambda: warned_of(inference, why), why)  # noqa: B023
+
+        assert set((await versions_of(inference, iris, CUSTOMERS[:20])).values()) == {1}
+    await inference.follow(one)
+    await until(lambda: is_well(inference), "no warning any more")
+
+
+async def warned_of(inference: Inference, why: str) -> bool:
+    return any(why in warning for warning in await inference.warnings())
+
+
+# --- what is logged ---------------------------------------------------------------------------------------------------
+
+
+async def is_logged(inference: Inference, iris: Any) -> bool:
+    # A durable prediction is there with its answer.
+    answer = (await inference.infer(iris)).json()["parameters"]["prediction_id"]
+    return answer in {row["prediction_id"] for row in await inference.logged()}
+
+
+async def assert_not_logged(inference: Inference, iris: Any) -> None:
+    """Ask once, and then have everything logged from there on: the first is not there."""
+    unlogged = (await inference.infer(iris)).json()["parameters"]["prediction_id"]
+    await inference.apply(sampled=1, durable=True)
+    await until(lambda: is_logged(inference, iris), "what the new spec says")
+    assert unlogged not in {row["prediction_id"] for row in await inference.logged()}
+
+
+async def test_a_spec_says_what_is_logged_whether_it_comes_before_the_plan_or_after_it(inference, iris):
+    await inference.apply(sampled=0)
+    await inference.serve(iris, 1)
+
+    await assert_not_logged(inference, iris)
+
+
+async def test_a_spec_that_comes_while_a_plan_is_loaded_holds_for_that_plan(inference, iris, monkeypatch):
+    loading, go = [], asyncio.Event()
+    load = rollouts.Loader.__call__
+
+    async def slowly(loader: Any, model: str, deployed: Deployed) -> Any:
+        loading.append(model)
+        await go.wait()
+        return await load(loader, model, deployed)
+
+    monkeypatch.setattr(rollouts.Loader, "__call__", slowly)
+    await inference.roll_out(await inference.deployed(iris, 1))
+    await until(lambda: inference.model in loading)
+    await inference.apply(sampled=0)
+    later = name("m")
+    await inference.wire.say(rollout(later, await inference.deployed(iris, 1)))
+    await until(lambda: later in loading, "the spec read")
+    go.set()
+    await until(lambda: inference.serves(1))
+
+    await assert_not_logged(inference, iris)

@@ -4,7 +4,9 @@ import asyncio
 import csv
 import gzip
 import json
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +15,13 @@ import nats
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import uvicorn
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from tritonclient.utils import InferenceServerException
 
 from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.service import Service
 from meguri_contracts.topology import INFER_PREFIX, PREDICTION_PREFIX, PREDICTIONS
 from meguri_inference import replying
 from meguri_inference.app import build
@@ -26,7 +30,6 @@ from meguri_inference.protocol import Codec
 from meguri_inference.settings import Settings
 from tests.conftest import until
 from tests.inference.signatures import PEOPLE
-from tests.inference.test_fast_path import served
 from tests.inference.test_rollouts import Inference
 from tests.services import Wire, name, running, wire
 
@@ -60,6 +63,21 @@ class Threaded:
             return getattr(client, method)(*args, **kwargs)
 
 
+@asynccontextmanager
+async def served(service: Service) -> AsyncIterator[int]:
+    """Serve as the service does, on a free port of the loopback."""
+    config = uvicorn.Config(service._front, http=service._protocol, lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        # The kernel queues who connects before uvicorn accepts, so there is nothing to wait for.
+        running = asyncio.create_task(server.serve(sockets=[listening]))
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await running
+
+
 @pytest.fixture
 async def ways(broker, tmp_path, flowers) -> AsyncIterator[Ways]:
     settings = Settings(nats_url=broker.url, var=tmp_path, linger=0.01, max_body_bytes=200_000, max_rows=1000)
@@ -67,7 +85,7 @@ async def ways(broker, tmp_path, flowers) -> AsyncIterator[Ways]:
     async with (
         running(service) as inside,
         wire(broker) as beside,
-        served(service._front) as port,
+        served(service) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
     ):
         await Inference(inside, beside, Artifacts(settings.artifacts_url), model).serve(flowers, 7)

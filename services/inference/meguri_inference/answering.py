@@ -109,7 +109,21 @@ class Sink(Protocol):
 class Ask:
     """One request on its way to its answer."""
 
-    __slots__ = ("began", "finish", "head", "kept", "owner", "request", "seat", "sink", "told", "trace_id", "x")
+    __slots__ = (
+        "began",
+        "finish",
+        "first",
+        "head",
+        "kept",
+        "owner",
+        "prediction_id",
+        "request",
+        "seat",
+        "sink",
+        "told",
+        "trace_id",
+        "x",
+    )
 
     request: Request
     x: Array
@@ -125,6 +139,10 @@ class Ask:
         self.finish: Finish | None = None
         self.told: Callable[[Told], object] | None = None
         """Takes the answer of who writes it himself."""
+        self.prediction_id = ""
+        """Of a request with a span."""
+        self.first: Request | None = None
+        """As the champion reads it, where a challenger reads it otherwise."""
         self.kept: Reply | None = None
         """For a sink that must answer others first."""
 
@@ -234,7 +252,8 @@ class Answering:
         seat = served.choose(ask.entity)
         if seat is ask.seat:
             return
-        if not seat.codec.like(served.champion.codec):
+        if not seat.reads_alike:
+            ask.first = ask.request
             ask.request = read(seat)
             ask.x = ask.request.x
         ask.seat = seat
@@ -252,25 +271,35 @@ class Answering:
 
     def _answered(self, seat: Seat, model: LoadedModel, batch: Batch, asks: Sequence[Ask]) -> None:
         """Answer those that were computed together."""
-        self._under_way -= len(asks)
+        try:
+            made = Made(seat.role, model, batch, asks, self._ids, time.perf_counter())
+            replies = self._encode(seat, made)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer is told
+            for ask in asks:
+                self.refuse(ask, error)
+            return
         self.models.used(seat)
         served = self.models.get(seat.name)
-        made = Made(seat.role, model, batch, asks, self._ids, time.perf_counter())
-        answers = self._encode(seat, made)
-        self._tallies.count(seat.name, OK, len(asks))
         logged = made.logged(served.logging.sampled)
         if logged and served.logging.durable:
-            self._when_safe(logged, asks, answers)
+            self._when_safe(logged, seat, asks, replies)
         else:
             if logged:
                 self._log.add(logged)
-            for ask, answer in zip(asks, answers, strict=True):
-                ask.sink.reply(ask, answer)
+            self._reply(seat, asks, replies)
         if served.shadows and seat.role != "shadow":
             self._shadowing.watch(served, seat, made)
 
+    def _reply(self, seat: Seat, asks: Sequence[Ask], replies: Sequence[Reply]) -> None:
+        self._under_way -= len(asks)
+        self._tallies.count(seat.name, 200, len(asks))
+        for ask, reply in zip(asks, replies, strict=True):
+            ask.sink.reply(ask, reply)
+            if ask.finish:
+                ask.finish(200, _about(ask) | {"prediction_id": ask.prediction_id})
+
     def _encode(self, seat: Seat, made: "Made") -> list[Reply]:
-        """Return the replies to those who were answered, counted and with their spans ended."""
+        """Return the replies to those who were answered, and count them."""
         tally, encode, ended, suffix = seat.tally, seat.codec.encode, made.ended, self._ids.trace_suffix
         replies = []
         for ask, number, answer in zip(made.asks, made.numbers, made.answers, strict=True):
@@ -285,35 +314,39 @@ class Answering:
             tally.answered(ended - ask.began, answer.rows)
             if ask.finish:
                 tally.traced(ended - ask.began, trace_id)
-                ask.finish(OK, _about(ask) | {"prediction_id": id_})
+                ask.prediction_id = id_
         return replies
 
     def _failed(self, seat: Seat, ask: Ask, error: Exception) -> None:
         """Count it; where a challenger has no answer the champion is asked, so that nobody suffers from a trial."""
         seat.tally.failed()
-        if seat.role in ("champion", "shadow") or ask.head.version is not None:
+        if seat.instead is None or ask.head.version is not None:
             self.refuse(ask, error)
             return
         self._under_way -= 1
+        if ask.first is not None:
+            ask.request, ask.x = ask.first, ask.first.x
+        ask.seat = seat.instead
         try:
-            champion = ask.seat = self.models.get(seat.name).champion
-            ask.x = champion.codec.cast(ask.x)
-            self._submit(ask, champion)
+            self._submit(ask, seat.instead)
         except Exception as error_of_champion:  # noqa: BLE001 - whatever it is, who waits for an answer is told
             self._refuse(ask, error_of_champion)
 
-    def _when_safe(self, logged: Logged, asks: Sequence[Ask], replies: Sequence[Reply]) -> None:
+    def _when_safe(self, logged: Logged, seat: Seat, asks: Sequence[Ask], replies: Sequence[Reply]) -> None:
         """Reply once the predictions are on the broker's disk, or that they are not."""
-        owed = list(zip(asks, replies, strict=True))
+        settled = False
 
         def settle(safe: bool) -> None:
+            nonlocal settled
+            if settled:
+                return
+            settled = True
             patience.cancel()
-            for ask, reply in owed:
-                if safe:
-                    ask.sink.reply(ask, reply)
-                else:
-                    self._refuse(ask, NotDurable())
-            owed.clear()
+            if safe:
+                self._reply(seat, asks, replies)
+                return
+            for ask in asks:
+                self.refuse(ask, NotDurable())
 
         patience = asyncio.get_running_loop().call_later(DURABLE_PATIENCE, settle, False)
         self._log.add(msgspec.structs.replace(logged, then=settle))

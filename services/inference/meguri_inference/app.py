@@ -38,12 +38,13 @@ def build(settings: Settings | None = None) -> Service:
     log = PredictionLog(PredictionsOut(reader).publish, ids, linger=settings.linger)
     artifacts = Artifacts(settings.artifacts_url)
     models = Models(Loader(artifacts), max_bytes=settings.max_model_bytes)
+    shadowing = Shadowing(log)
     answering = Answering(
         models,
         log,
         ids,
         tallies,
-        Shadowing(log),
+        shadowing,
         trace=Tracing(origins, settings.sampling),
         limits=Limits(settings.max_body_bytes, settings.max_rows, settings.max_waiting),
     )
@@ -63,6 +64,7 @@ def build(settings: Settings | None = None) -> Service:
     async def nothing_left_unsaid() -> AsyncIterator[None]:
         yield
         await observer.close()
+        await shadowing.close()
         await log.close()
 
     if settings.metrics_port is not None:

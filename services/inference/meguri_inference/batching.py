@@ -63,8 +63,10 @@ class Batcher(Generic[One]):
             # One call at a time: what arrives meanwhile makes the next one.
             self._in_thread(batch).add_done_callback(self._next)
             return
-        self._settle(batch, _compute(self.model, batch))
-        self._next()
+        try:
+            self._settle(batch, _compute(self.model, batch))
+        finally:
+            self._next()
 
     def _take(self) -> list[One]:
         """Take those that waited longest, up to MAX_BATCHED_ROWS rows."""

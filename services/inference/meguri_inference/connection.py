@@ -4,12 +4,13 @@ A client that keeps its connection sends the same head again and again. A head t
 not parsed again: its meaning is looked up. Whatever is new, odd or in pieces goes through the parser.
 """
 
+import asyncio
 from collections import deque
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from meguri_contracts.errors import MeguriError
+from meguri_contracts.errors import Invalid, MeguriError, TooLarge
 from meguri_inference.answering import Answering, Ask, Head, Reply
 from meguri_inference.compression import BodyTooLarge
 from meguri_inference.heads import head_of, headers_of
@@ -18,7 +19,18 @@ MAX_HEAD_BYTES = 2048
 """Of a head that is remembered."""
 MAX_HEADS = 1024
 """Heads that are remembered; when they are more, all are forgotten."""
+MAX_UNREAD_BYTES = 64 * 1024
+"""That may come, beside the first piece, without the end of a head or anything of a body: the parser keeps them."""
+MAX_OWED = 1000
+"""Requests of one connection that wait for their answers before no more of it is read."""
+LINGER = 1.0
+"""Seconds after its last answer in which a client may close the connection himself."""
 _END = b"\r\n\r\n"
+
+
+class HeadTooLarge(TooLarge):
+    def __init__(self) -> None:
+        super().__init__(f"the head of the request is larger than the {MAX_UNREAD_BYTES} bytes that are accepted")
 
 
 class Connection(HttpToolsProtocol):
@@ -41,8 +53,12 @@ class Connection(HttpToolsProtocol):
     """Whether nothing more is read, and the connection closes after what is owed."""
     _held = False
     """Whether the application's answer waits for those that are owed."""
+    _leaving = False
+    """Whether the request whose body is being read is the last one."""
+    _unread = 0
+    """Bytes since the parser last told something."""
     _seen = 0.0
-    """When the last prediction was asked for, by the loop's clock."""
+    """When nothing was owed any more, by the loop's clock."""
     _common: ClassVar[tuple[object, bytes]] = (None, b"")
 
     def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]
@@ -55,15 +71,20 @@ class Connection(HttpToolsProtocol):
             return
         if self._between:
             data = self._answer_known(data)
-            if not data:
-                return
-            end = data.find(_END, 0, MAX_HEAD_BYTES)
-            self._raw = data[: end + 4] if end > 0 else None
-        super().data_received(data)
+            if data:
+                end = data.find(_END, 0, MAX_HEAD_BYTES)
+                self._raw = data[: end + 4] if end > 0 else None
+        if data:
+            self._unread += len(data)
+            super().data_received(data)
+            if self._unread > MAX_UNREAD_BYTES:
+                self._break_off(HeadTooLarge())
+        if len(self._owed) > MAX_OWED:
+            self.flow.pause_reading()
 
     def _answer_known(self, data: bytes) -> bytes:
         """Answer requests whose heads are known, as many as are whole; return what is left."""
-        if self._last or (self.cycle is not None and not self.cycle.response_complete):
+        if self.cycle is not None and not self.cycle.response_complete:
             return data
         start = 0
         while (end := data.find(_END, start, start + MAX_HEAD_BYTES)) > 0:
@@ -71,7 +92,7 @@ class Connection(HttpToolsProtocol):
             head = self.heads.get(data[start:end])
             if head is None or head.length is None or len(data) < end + head.length:
                 break
-            self._ask(head, data[end : end + head.length])
+            self.answering.ask(head, data[end : end + head.length], self)
             start = end + head.length
             if start == len(data):
                 return b""
@@ -81,9 +102,13 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._between = False
+        self._unread = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self._last:
+            return
+        self._unread = 0
         self._head = None
         raw, self._raw = self._raw, None
         if self._is_plain():
@@ -111,6 +136,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if self._last:
             return
+        self._unread = 0
         if self._head is None:
             super().on_body(body)
             return
@@ -128,30 +154,43 @@ class Connection(HttpToolsProtocol):
             return
         head, self._head = self._head, None
         body, self._body = b"".join(self._body), []
-        self._ask(head, body)
+        self._last = self._leaving
+        self.answering.ask(head, body, self)
 
     def _is_plain(self) -> bool:
         """Whether this may be answered here: HTTP/1.1, a connection that stays, and no answer of the application before it."""
         return (
             self.parser.get_method() == b"POST"
-            and (self.cycle is None or self.cycle.response_complete)
+            and self._is_its_turn()
             and not self.expect_100_continue
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
             and not self.parser.should_upgrade()
         )
 
+    def _is_its_turn(self) -> bool:
+        """Whether the application has answered everything that it was asked."""
+        return self.cycle is None or self.cycle.response_complete
+
     def _may_be_remembered(self, raw: bytes) -> bool:
         head = self._head
-        # A line that ends otherwise would end the head elsewhere.
-        strict = raw.count(b"\n") == raw.count(b"\r\n")
+        # Empty lines may come before a head, and a line that ends otherwise would end it elsewhere.
+        strict = raw.startswith(b"POST ") and raw.count(b"\n") == raw.count(b"\r\n")
         return strict and head is not None and head.length is not None and head.context is None
 
     # --- answers
 
-    def _ask(self, head: Head, body: bytes) -> None:
-        self._seen = self.loop.time()
-        self.answering.ask(head, body, self)
+    def send_400_response(self, msg: str) -> None:
+        self._break_off(Invalid(msg))
+
+    def _break_off(self, error: MeguriError) -> None:
+        """Read no further; say why if the answers before this one are ours, and can be sent first."""
+        if self._is_its_turn():
+            self._refuse(error)
+        elif self._owed:
+            self._last = True
+        else:
+            self.transport.close()
 
     def _refuse(self, error: MeguriError) -> None:
         """Answer a request whose rest is not read, and close the connection after it."""
@@ -171,15 +210,15 @@ class Connection(HttpToolsProtocol):
         ask.kept = reply
         while owed and (kept := owed[0].kept) is not None:
             owed.popleft()
-            self._write(kept)
+            self._write(kept, last=self._last and not owed)
         if not owed:
             self._nothing_owed()
 
-    def _write(self, reply: Reply) -> None:
+    def _write(self, reply: Reply, *, last: bool) -> None:
         if self.transport.is_closing():
             return
-        usual = reply.status == 200 and reply.header_length is None and not self._last
-        begin = self._begin_of_answers() if usual else self._begin(reply)
+        usual = reply.status == 200 and reply.header_length is None and not last
+        begin = self._begin_of_answers() if usual else self._begin(reply, last=last)
         self.transport.write(begin + b"%d\r\n\r\n%b" % (len(reply.body), reply.body))
         self.server_state.total_requests += 1
 
@@ -187,24 +226,44 @@ class Connection(HttpToolsProtocol):
         """Return the head of an answer in JSON, but for its length; it is another every second, because of the date."""
         common = self.server_state.default_headers
         if Connection._common[0] is not common:
-            Connection._common = (common, self._begin(Reply(200, b"")))  # without `connection`: this one stays
+            Connection._common = (common, self._begin(Reply(200, b""), last=False))
         return Connection._common[1]
 
-    def _begin(self, reply: Reply) -> bytes:
+    def _begin(self, reply: Reply, *, last: bool) -> bytes:
         headers = [*self.server_state.default_headers, *headers_of(reply)]
-        if self._last:
+        if last:
             headers.append((b"connection", b"close"))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[reply.status] + lines + b"content-length: "
 
     def _nothing_owed(self) -> None:
+        self._seen = self.loop.time()
         if self._last:
-            self.transport.close()
+            self._hang_up()
         elif self._held:
             self._held = False
             self.on_response_complete()
-        elif self.timeout_keep_alive_task is None:
+        elif self.timeout_keep_alive_task is None and self._between:
             self._wait(self.timeout_keep_alive)
+        if self.flow.read_paused:
+            self._read_on()
+
+    def _hang_up(self) -> None:
+        """Close the connection. What still comes is read for a while, or the kernel would take back what was answered last."""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self.loop.call_later(LINGER, self.transport.close)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.flow.write_paused:
+            self.flow.pause_reading()
+
+    def _read_on(self) -> None:
+        """Read again, unless one of the reasons not to is left."""
+        if not (self._last or self.flow.write_paused or self.pipeline or self.transport.is_closing()):
+            self.flow.resume_reading()
 
     # --- life
 
@@ -215,12 +274,15 @@ class Connection(HttpToolsProtocol):
         """Close a connection that has been silent. Looked at when the timer fires: setting it for each request costs more."""
         left = self._seen + self.timeout_keep_alive - self.loop.time()
         if self._owed or left > 0:
-            self._wait(max(left, 0.1))
+            self._wait(self.timeout_keep_alive if self._owed else left)
         else:
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        if self._owed:
+        """Answer what was asked, and close."""
+        if self._head is not None:
+            self._leaving = True
+        elif self._owed and not self._held:
             self._last = True
         else:
             super().shutdown()
@@ -232,13 +294,15 @@ class Connection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.flow.resume_reading()
+        self._read_on()
 
 
 class _Owing:
     """Stands for answers that are owed where the application's answer would stand."""
 
-    response_complete = False
+    response_complete = disconnected = False
+    keep_alive = True
+    message_event = asyncio.Event()
 
 
 def speaking(answering: Answering) -> type[Connection]:

@@ -78,13 +78,14 @@ def head_for(model: str, headers: Headers, version: str | None = None) -> Head:
 
 
 def _number(name: bytes, value: bytes) -> int:
+    value = value.strip()
     if not value.isdigit() or len(value) > 18:
         raise WrongHeader(name.decode(), "a number of bytes is expected")
     return int(value)
 
 
 def _text(name: bytes, value: bytes) -> str:
-    text = value.decode(errors="replace")
+    text = value.strip().decode(errors="replace")
     if len(text) > MAX_NAME:
         raise WrongHeader(name.decode(), f"{len(text)} characters, at most {MAX_NAME} are accepted")
     return text

@@ -55,6 +55,10 @@ class Seat:
         self.batcher: Batcher[Ask] | None = None
         """None while its model is not in memory."""
         self.waiting: list[Ask] = []
+        self.instead: Seat | None = None
+        """Who is asked where this one has no answer: a challenger's champion."""
+        self.reads_alike = True
+        """Whether a request that the champion has read means the same here."""
 
 
 class Served:
@@ -79,7 +83,10 @@ class Served:
             bound += arm.weight
             self.challengers.append((bound, self._seat(arm.candidate, "arm", tallies)))
         self.shadows = [(one.share, self._seat(one.candidate, "shadow", tallies)) for one in plan.shadows]
-        self._salt = "/".join(one.run for one in (plan.champion, *plan.challengers)).encode()
+        for _, seat in self.challengers:
+            seat.instead, seat.reads_alike = self.champion, _read_alike(seat, self.champion)
+        runs = "/".join(one.run for one in (plan.champion, *plan.challengers))
+        self._salt = blake2b(runs.encode()).digest()
         self._by_version = {str(seat.version): seat for seat in reversed(self.seats)}
 
     def _seat(self, deployed: Deployed, role: Role, tallies: Tallies) -> Seat:
@@ -109,7 +116,7 @@ class Served:
         self._by_version = {str(one.version): one for one in reversed(self.seats)}
 
     def _place(self, entity: str) -> float:
-        digest = blake2b(entity.encode(errors="replace"), key=self._salt[:64], digest_size=8).digest()
+        digest = blake2b(entity.encode(errors="replace"), key=self._salt, digest_size=8).digest()
         return int.from_bytes(digest) / 2**64
 
 
@@ -216,6 +223,11 @@ class Models:
         for seat in served.seats:
             if _key(seat.name, seat.deployed) == key:
                 seat.batcher = None
+
+
+def _read_alike(one: Seat, other: Seat) -> bool:
+    names = [[tensor.name for tensor in seat.deployed.signature.outputs] for seat in (one, other)]
+    return names[0] == names[1] and one.codec.like(other.codec)
 
 
 def _nobody(seat: Seat, model: LoadedModel) -> None:

@@ -35,7 +35,7 @@ class Observer:
         if before := self._watching.pop(served.name, None):
             before.cancel()
         if len(served.seats) > 1:
-            self._watching[served.name] = asyncio.create_task(self._watch(served, journey, hops))
+            self._watching[served.name] = asyncio.create_task(self._watch(served, _numbers(served), journey, hops))
 
     async def close(self) -> None:
         """Stop reporting."""
@@ -43,12 +43,12 @@ class Observer:
             task.cancel()
         await asyncio.gather(*self._watching.values(), return_exceptions=True)
 
-    async def _watch(self, served: Served, journey: str, hops: int) -> None:
-        began, baseline = time.monotonic(), [seat.tally.observed() for seat in served.seats]
-        said, number = [since(one, one) for one in baseline], 0
+    async def _watch(self, served: Served, baseline: Sequence[ArmObserved], journey: str, hops: int) -> None:
+        began, number = time.monotonic(), 0
+        said = [since(one, one) for one in baseline]
         while True:
             await asyncio.sleep(max(SOONEST, OF_AGE * (time.monotonic() - began)))
-            arms = [since(s.tally.observed(), before) for s, before in zip(served.seats, baseline, strict=True)]
+            arms = [since(now, before) for now, before in zip(_numbers(served), baseline, strict=True)]
             if arms == said:
                 continue
             number += 1
@@ -68,3 +68,7 @@ class Observer:
             seconds=seconds,
             arms=tuple(arms),
         )
+
+
+def _numbers(served: Served) -> list[ArmObserved]:
+    return [seat.tally.observed() for seat in served.seats]

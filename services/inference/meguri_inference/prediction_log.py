@@ -5,7 +5,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -80,7 +80,7 @@ class Logged(msgspec.Struct, frozen=True, gc=False):
     latencies: Sequence[int]
     """Microseconds from the request's head to its answer."""
     then: Callable[[bool], None] | None = None
-    """Is told whether these are safe: on the broker's disk, or lost."""
+    """Is told whether these are safe: on the broker's disk, or lost. What it is told first holds."""
 
     @property
     def size(self) -> int:
@@ -162,10 +162,12 @@ class PredictionLog:
             self._sender = asyncio.get_running_loop().create_task(self._send())
 
     async def _send(self) -> None:
+        taken: dict[LoadedModel, list[Logged]] = {}
         try:
             while self._due:
+                taken = self._take()
                 async with asyncio.TaskGroup() as deliveries:
-                    for model, entries in self._take().items():
+                    for model, entries in taken.items():
                         for part in _parts(model, entries):
                             messages = _messages(model, part, self._ids)
                             delivered = _Delivered(part, len(messages))
@@ -177,6 +179,9 @@ class PredictionLog:
             # These could not be written at all; those that come after them can.
             self._drop(self._in_hand, repr(error))
             self._in_hand = 0
+            for entry in chain.from_iterable(taken.values()):
+                if entry.then:
+                    entry.then(False)
             raise
         finally:
             self._sender = None

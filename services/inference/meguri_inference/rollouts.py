@@ -151,14 +151,16 @@ class Rollouts:
         began, name = time.perf_counter(), rollout.model
         if name not in self._models.names or self._models.get(name).rollout != message.id:
             served = Served(name, rollout.plan, message.id, self._tallies)
-            served.logging = self._logging.get(name, served.logging)
             await self._bring(served, rollout)
+            served.logging = self._logging.get(name, served.logging)
             before = self._models.swap(served)
             self._origins.set(name, message)
             self._observer.follow(served, message.journey, message.hops)
-            self._unsaid.setdefault(name, set()).update(_who(served) - (_who(before) if before else set()))
+            new = _who(served) - (_who(before) if before else set())
+            # Who no longer serves need not be said either.
+            self._unsaid[name] = (self._unsaid.get(name, set()) | new) & _who(served)
         # They may serve already, and could not be said.
-        for version, role in sorted(self._unsaid.get(name, set())):
+        for version, role in sorted(self._unsaid.get(name, ())):
             await self._say(message, self._models.get(name).version(str(version)), time.perf_counter() - began)
             self._unsaid[name].discard((version, role))
 

@@ -42,6 +42,9 @@ class _Pair:
     def size(self) -> int:
         return len(self.made.batch.x) if self.rows is None else len(self.rows)
 
+    def by_request(self) -> "list[_Pair]":
+        return [_Pair(self.made, self.made.rows([at]), [at]) for at in self.chosen]
+
     def of(self, values: Array) -> Array:
         return values if self.rows is None else values[self.rows]
 
@@ -54,6 +57,12 @@ class Shadowing:
         self._pending: dict[Seat, deque[_Pair]] = {}
         self._rows: dict[Seat, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Ask no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def watch(self, served: "Served", answered: "Seat", made: "Made") -> None:
         """Have the shadows of a plan asked what `answered` was asked."""
@@ -96,13 +105,13 @@ class Shadowing:
         try:
             batch = await asyncio.to_thread(model.compute, xs)
         except Exception as error:  # noqa: BLE001 - a shadow that fails is counted and harms nobody
-            if len(pairs) > 1:
-                for pair in pairs:
+            smaller = pairs if len(pairs) > 1 else pairs[0].by_request()
+            if len(smaller) > 1:
+                for pair in smaller:
                     await self._compare(seat, model, [pair])
                 return
             logger.debug("shadow %s version %d has no answer: %s", seat.name, seat.version, error)
-            for _ in pairs[0].chosen:
-                seat.tally.failed()
+            seat.tally.failed()
             return
         took = time.perf_counter() - began
         start = 0
@@ -127,6 +136,8 @@ def compare(one: Signature, given: Sequence[Array], other: Signature, said: Sequ
     the largest probabilities.
     """
     a, b = (_by_name(signature, values) for signature, values in ((one, given), (other, said)))
+    if ("prediction" in a) != ("prediction" in b):
+        return len(given[0]), 0.0
     if "prediction" in a:
         apart = np.abs(a["prediction"].reshape(-1).astype(np.float64) - b["prediction"].reshape(-1).astype(np.float64))
         return int((apart > TOLERANCE).sum()), float(apart.sum())
