@@ -590,9 +590,9 @@ async def test_who_never_reads_his_answers_is_not_read_any_more(replica, iris):
         while not client.writer.transport.get_write_buffer_size():
             client.send(request)
             await asyncio.sleep(0)
-        await until(lambda: protocol.flow.write_paused and not protocol._owed, "the server holding back")
+        flow = protocol.flow
+        await until(lambda: flow.write_paused and flow.read_paused and not protocol._owed, "the server holding back")
 
-        assert protocol.flow.read_paused
         assert protocol.transport.get_write_buffer_size() < 4 * 2**20
         async with server.client() as other:
             assert (await other.ask(post(iris.body(iris.x[[60]])))).labels == [1]
