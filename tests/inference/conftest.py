@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from meguri_contracts.events import Artifact, Deployed, Signature, Tensor
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.tensors import FLOATS
-from tests.inference.replicas import PREDICTION, Broker, Replica, graph
+from tests.inference.replicas import PREDICTION, Outlet, Replica, graph
 
 IRIS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 
@@ -107,13 +107,13 @@ def ridge() -> Fitted:
 
 
 @pytest.fixture
-async def broker() -> Broker:
-    return Broker()
+async def outlet() -> Outlet:
+    return Outlet()
 
 
 @pytest.fixture
-async def replica(broker) -> Replica:
-    return Replica(broker=broker)
+async def replica(outlet) -> Replica:
+    return Replica(outlet=outlet)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def plan(
 
 
 @dataclass
-class Broker:
+class Outlet:
     """Keeps what is published; refuses while `errors` last, and holds everything back while it is not `open`."""
 
     messages: list[tuple[str, bytes]] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Broker:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def publish(self, model: str, body: bytes) -> None:
+    async def publish(self, model: str, _: str, body: bytes) -> None:
         async with self._news:
             self.tries += 1
             self._news.notify_all()
@@ -95,6 +95,8 @@ class Noted:
         self.calls: list[int] = []
         self.error: Exception | None = None
 
+    blocks = False
+
     def run(self, x: Array) -> list[Array]:
         self.calls.append(len(x))
         if self.error:
@@ -110,7 +112,7 @@ class Replica:
     max_waiting: int = 10_000
     max_model_bytes: int = 2**40
     linger: float = 3600.0
-    broker: Broker = field(default_factory=Broker)
+    outlet: Outlet = field(default_factory=Outlet)
     finished: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     loads: list[tuple[str, int]] = field(default_factory=list)
     """Every model and version that was loaded, in order."""
@@ -120,7 +122,7 @@ class Replica:
     def __post_init__(self) -> None:
         self._fitted: dict[tuple[str, int], Any] = {}
         self.tallies, self.ids = Tallies(), PredictionIds()
-        self.log = PredictionLog(self.broker.publish, self.ids, linger=self.linger)
+        self.log = PredictionLog(self.outlet.publish, self.ids, linger=self.linger)
         self.models = Models(self._load, max_bytes=self.max_model_bytes)
         self.shadowing = Shadowing(self.log)
         self.answering = Answering(
@@ -173,7 +175,7 @@ class Replica:
     async def predictions(self) -> pa.Table:
         """Everything that was logged. The log is closed."""
         await self.log.close()
-        return pa.concat_tables(self.broker.tables)
+        return pa.concat_tables(self.outlet.tables)
 
 
 def noted(seat: Seat) -> Noted:

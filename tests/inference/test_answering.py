@@ -34,7 +34,7 @@ async def test_a_plan_is_followed_by_entity_and_what_is_logged_says_who_answered
     assert [version_of(reply) for reply in again] == [version_of(reply) for reply in replies.values()]
     assert version_of(named) == 4
     await replica.log.close()
-    rows = [row for table in replica.broker.tables for row in table.to_pylist()]
+    rows = [row for table in replica.outlet.tables for row in table.to_pylist()]
     assert len(rows) == 401
     for row in rows:
         expected = served.choose(row["_entity"]) if row["_entity"] else served.version("4")
@@ -173,7 +173,7 @@ async def test_of_a_model_that_logs_nothing_nothing_is_logged(replica, iris):
 
     assert (await replica.answer(iris, iris.x[:3])).status == 200
     await replica.log.close()
-    assert replica.broker.messages == []
+    assert replica.outlet.messages == []
 
 
 async def test_a_share_of_the_requests_is_logged_with_all_their_rows_and_their_own(replica, iris):
@@ -205,13 +205,13 @@ async def test_prediction_ids_of_a_process_rise(replica, iris):
 
 async def test_a_durable_prediction_is_answered_only_when_it_is_on_the_brokers_disk(replica, iris):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
     asked = [asyncio.create_task(replica.answer(iris, iris.x[[at]])) for at in range(3)]
-    await replica.broker.until(lambda: replica.broker.tries == 1)
+    await replica.outlet.until(lambda: replica.outlet.tries == 1)
     assert not any(task.done() for task in asked)
     assert replica.tallies.statuses == {}
 
-    replica.broker.open.set()
+    replica.outlet.open.set()
     replies = await asyncio.gather(*asked)
 
     logged = (await replica.predictions())["prediction_id"].to_pylist()
@@ -221,7 +221,7 @@ async def test_a_durable_prediction_is_answered_only_when_it_is_on_the_brokers_d
 
 async def test_a_durable_prediction_that_cannot_be_logged_is_a_503_and_counted_and_traced_as_that_alone(replica, iris):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.errors = [PermanentError("the stream is sealed")]
+    replica.outlet.errors = [PermanentError("the stream is sealed")]
     head = Head("iris", context={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"})
 
     reply = await replica.answering.answer(head, orjson.dumps(iris.body(iris.x[:1])))
@@ -235,10 +235,10 @@ async def test_a_durable_prediction_that_cannot_be_logged_is_a_503_and_counted_a
 async def test_a_durable_prediction_does_not_wait_for_ever(replica, iris, monkeypatch):
     monkeypatch.setattr(answering, "DURABLE_PATIENCE", 0.01)
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
 
     reply = await replica.answer(iris, iris.x[:1])
-    replica.broker.open.set()
+    replica.outlet.open.set()
     await replica.log.close()
 
     assert reply.status == 503
@@ -248,18 +248,18 @@ async def test_a_durable_prediction_does_not_wait_for_ever(replica, iris, monkey
 async def test_while_the_broker_is_away_not_more_than_the_bound_wait_for_its_disk(iris):
     replica = Replica(max_waiting=2)
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
     asked = [asyncio.create_task(replica.answer(iris, iris.x[:1])) for _ in range(2)]
-    await replica.broker.until(lambda: replica.broker.tries == 1)
+    await replica.outlet.until(lambda: replica.outlet.tries == 1)
 
     assert (await replica.answer(iris, iris.x[:1])).status == 503
-    replica.broker.open.set()
+    replica.outlet.open.set()
     assert [(await task).status for task in asked] == [200, 200]
 
 
 async def test_a_durable_prediction_is_tried_again_while_the_broker_is_away(replica, iris):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.errors = [TemporaryError("away")]
+    replica.outlet.errors = [TemporaryError("away")]
 
     assert (await replica.answer(iris, iris.x[:1])).status == 200
-    await until(lambda: len(replica.broker.messages) == 1)
+    await until(lambda: len(replica.outlet.messages) == 1)

@@ -174,7 +174,7 @@ async def test_a_known_head_answers_for_its_own_model_version_length_and_produce
                     assert len(answer.labels) == len(rows)
 
     await replica.log.close()
-    producers = [producer for table in replica.broker.tables for producer in table["producer"].to_pylist()]
+    producers = [producer for table in replica.outlet.tables for producer in table["producer"].to_pylist()]
     assert {name: producers.count(name) for name in set(producers)} == {"unknown": 24, "a": 48, "b": 24}
 
 
@@ -554,14 +554,14 @@ async def test_a_silent_connection_is_closed_and_one_that_is_owed_an_answer_is_n
     await replica.follow(iris, Logging(durable=True))
     async with served(replica, timeout_keep_alive=0.2) as server, server.client() as silent, server.client() as busy:
         assert (await silent.ask(post(iris.body(iris.x[[60]])))).labels == [1]
-        replica.broker.open.clear()
+        replica.outlet.open.clear()
         busy.send(post(iris.body(iris.x[[60]])))
         assert await silent.closed()
         await until(lambda: len(server.connections) == 1)
 
         (protocol,) = server.connections
         assert protocol._owed
-        replica.broker.open.set()
+        replica.outlet.open.set()
         assert (await busy.answer()).labels == [1]
         # It may ask again: its silence begins with the answer.
         assert (await busy.ask(post(iris.body(iris.x[[0]])))).labels == [0]
@@ -603,7 +603,7 @@ async def test_who_never_reads_his_answers_is_not_read_any_more(replica, iris):
 
 async def test_one_connection_is_not_owed_any_number_of_answers(replica, iris):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
     request = post(iris.body(iris.x[[60]]))
     async with served(replica) as server, server.client() as client:
         protocol = await protocol_with(server, client)
@@ -612,7 +612,7 @@ async def test_one_connection_is_not_owed_any_number_of_answers(replica, iris):
         await until(lambda: protocol.flow.read_paused, "the server holding back")
 
         assert MAX_OWED < len(protocol._owed) < 4 * MAX_OWED
-        replica.broker.open.set()
+        replica.outlet.open.set()
         answers = await client.answers(20 * MAX_OWED)
         assert {tuple(answer.labels) for answer in answers} == {(1,)}
 
@@ -620,15 +620,15 @@ async def test_one_connection_is_not_owed_any_number_of_answers(replica, iris):
 @pytest.mark.parametrize("then", [[], [get("/1")]], ids=["", "after one more request"])
 async def test_a_client_that_leaves_while_its_answer_is_owed_hurts_nobody(replica, iris, then):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
     async with served(replica) as server:
         async with server.client() as gone:
             gone.send(post(iris.body(iris.x[[60]])), *then)
-            await until(lambda: replica.broker.tries, "the prediction on its way")
+            await until(lambda: replica.outlet.tries, "the prediction on its way")
         async with server.client() as stays:
             stays.send(post(iris.body(iris.x[[0]])))
             await until(lambda: replica.answering._under_way == 2, "both owed")
-            replica.broker.open.set()
+            replica.outlet.open.set()
             assert (await stays.answer()).labels == [0]
         await until(lambda: not server.connections, "both gone")
     assert replica.answering._under_way == 0
@@ -636,14 +636,14 @@ async def test_a_client_that_leaves_while_its_answer_is_owed_hurts_nobody(replic
 
 async def test_at_shutdown_answers_that_are_owed_are_sent_and_only_the_last_says_that_it_is(replica, iris):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
     request = post(iris.body(iris.x[[60]]))
     async with served(replica) as server, server.client() as client, server.client() as idle:
         client.send(request, request, request)
-        await until(lambda: replica.broker.tries, "the predictions on their way")
+        await until(lambda: replica.outlet.tries, "the predictions on their way")
         server.uvicorn.should_exit = True
         assert await idle.closed()
-        replica.broker.open.set()
+        replica.outlet.open.set()
         answers = await client.answers(3)
 
         assert [answer.labels for answer in answers] == [[1], [1], [1]]
@@ -653,13 +653,13 @@ async def test_at_shutdown_answers_that_are_owed_are_sent_and_only_the_last_says
 
 async def test_at_shutdown_the_application_answers_what_came_after_a_prediction(replica, iris):
     await replica.follow(iris, Logging(durable=True))
-    replica.broker.open.clear()
+    replica.outlet.open.clear()
     async with served(replica) as server, server.client() as client, server.client() as idle:
         client.send(post(iris.body(iris.x[[60]])), get("/1"))
-        await until(lambda: replica.broker.tries, "the prediction on its way")
+        await until(lambda: replica.outlet.tries, "the prediction on its way")
         server.uvicorn.should_exit = True
         assert await idle.closed()
-        replica.broker.open.set()
+        replica.outlet.open.set()
 
         assert (await client.answer()).labels == [1]
         assert (await client.answer()).body == b"/1 0"

@@ -48,6 +48,8 @@ def test_a_model_whose_calls_take_long_is_expected_to_take_long(forest):
     engine = model._engine
 
     class Slow:
+        blocks = False
+
         def run(self, x):
             end = time.thread_time() + 100 * at_first
             while time.thread_time() < end:

@@ -1,7 +1,6 @@
 import asyncio
 import logging
 from datetime import UTC, datetime
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,10 @@ import pytest
 
 from meguri_contracts.errors import TooLarge
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.prediction_log import MAX_MESSAGE_BYTES, Logged, PredictionIds, PredictionLog
+from meguri_inference.prediction_log import MAX_AT_ONCE, MAX_MESSAGE_BYTES, Logged, PredictionIds, PredictionLog
 from meguri_inference.prediction_table import MAX_NUMBER
 from meguri_inference.protocol import Batch
-from tests.inference.replicas import Broker
+from tests.inference.replicas import Outlet
 
 NOON = 1_700_000_000_000_000
 IDS = PredictionIds()
@@ -27,7 +26,7 @@ def add(log: PredictionLog, model: LoadedModel, x: np.ndarray, **more: Any) -> N
         "rows": None,
         "counts": [len(x)],
         "microseconds": NOON,
-        "numbers": [IDS.next()],
+        "numbers": IDS.take(1),
         "producers": ["cam-7"],
         "entities": None,
         "trace_ids": None,
@@ -36,29 +35,29 @@ def add(log: PredictionLog, model: LoadedModel, x: np.ndarray, **more: Any) -> N
     log.add(Logged(model=model, **(told | more)))
 
 
-def numbers(broker: Broker) -> list[int]:
+def numbers(outlet: Outlet) -> list[int]:
     """The numbers of the published predictions, in their order."""
-    ids = [one for table in broker.tables for one in table["prediction_id"].to_pylist()]
+    ids = [one for table in outlet.tables for one in table["prediction_id"].to_pylist()]
     return [int(one.partition(":")[0][-6:], 16) for one in ids]
 
 
 def prediction_id(number: int, microseconds: int = NOON) -> str:
-    return f"{microseconds:014x}{IDS.process.decode()}{number:06x}"
+    return f"{microseconds:014x}{IDS.process}{number:06x}"
 
 
-async def test_a_batch_holds_who_asked_what_and_what_was_answered(broker, iris):
-    log = PredictionLog(broker.publish, IDS)
+async def test_a_batch_holds_who_asked_what_and_what_was_answered(outlet, iris):
+    log = PredictionLog(outlet.publish, IDS)
     own, trace_id = (
         {"producers": ["unknown"], "trace_ids": ["t2"], "entities": ["customer-9"]},
-        IDS.trace_suffix.decode(),
+        IDS.trace_suffix,
     )
     add(log, iris.load(), iris.x[[0]], numbers=[1])
     add(log, iris.load(), iris.x[[50]], numbers=[2], microseconds=NOON + 1, role="canary", latencies=[8], **own)
 
     await log.close()
 
-    assert [model for model, _ in broker.messages] == ["iris", "iris"]
-    table = pa.concat_tables(broker.tables)
+    assert [model for model, _ in outlet.messages] == ["iris", "iris"]
+    table = pa.concat_tables(outlet.tables)
     probabilities = iris.estimator.predict_proba(iris.x[[0, 50]]).max(axis=1)
     assert table.drop_columns(["probability"]).to_pylist() == [
         {
@@ -82,20 +81,20 @@ async def test_a_batch_holds_who_asked_what_and_what_was_answered(broker, iris):
     np.testing.assert_allclose(table["probability"], probabilities)
 
 
-async def test_rows_of_one_request_are_numbered_and_share_what_is_said_of_it(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS), iris.load()
+async def test_rows_of_one_request_are_numbered_and_share_what_is_said_of_it(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS), iris.load()
     add(log, model, iris.x[:1], numbers=[1], producers=["one"])
     add(log, model, iris.x[:3], numbers=[2], producers=["three"])
 
     await log.close()
 
-    (table,) = broker.tables
+    (table,) = outlet.tables
     assert table["prediction_id"].to_pylist() == [prediction_id(1), *(f"{prediction_id(2)}:{row}" for row in range(3))]
     assert table["producer"].to_pylist() == ["one", "three", "three", "three"]
 
 
-async def test_requests_computed_together_keep_their_own_rows_whatever_the_order_they_are_logged_in(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS), iris.load()
+async def test_requests_computed_together_keep_their_own_rows_whatever_the_order_they_are_logged_in(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS), iris.load()
     together = model.compute([iris.x[[0]], iris.x[[50, 60]], iris.x[[100]]])
     one = {"batch": together, "counts": [1], "rows": np.array([3]), "numbers": [3]}
     two = {"batch": together, "counts": [2, 1], "rows": np.array([1, 2, 0]), "numbers": [2, 1]}
@@ -106,22 +105,22 @@ async def test_requests_computed_together_keep_their_own_rows_whatever_the_order
 
     await log.close()
 
-    (table,) = broker.tables
+    (table,) = outlet.tables
     x = iris.x[[100, 120, 50, 60, 0]]
-    assert numbers(broker) == [3, 4, 2, 2, 1]
+    assert numbers(outlet) == [3, 4, 2, 2, 1]
     assert table["producer"].to_pylist() == ["cam-7", "cam-7", "a", "a", "b"]
     assert [table[name].to_pylist() for name in iris.deployed.signature.features] == x.T.tolist()
     assert table["label"].to_pylist() == iris.estimator.predict(x).tolist()
 
 
-async def test_the_columns_have_the_types_of_the_model(broker, flowers, forest, ridge):
-    log = PredictionLog(broker.publish, IDS)
+async def test_the_columns_have_the_types_of_the_model(outlet, flowers, forest, ridge):
+    log = PredictionLog(outlet.publish, IDS)
     for fitted in (flowers, forest, ridge):
         add(log, fitted.load(), fitted.x[:2])
 
     await log.close()
 
-    text, single, regression = broker.tables
+    text, single, regression = outlet.tables
     assert text.schema.field("label").type == pa.string()
     assert text["label"].to_pylist() == flowers.estimator.predict(flowers.x[:2]).tolist()
     assert text.schema.field("sepal_width").type == pa.float64()
@@ -131,119 +130,119 @@ async def test_the_columns_have_the_types_of_the_model(broker, flowers, forest, 
     assert "label" not in regression.column_names
 
 
-async def test_versions_never_share_a_message(broker, iris):
-    log, old, new = PredictionLog(broker.publish, IDS), iris.load(), iris.load()
+async def test_versions_never_share_a_message(outlet, iris):
+    log, old, new = PredictionLog(outlet.publish, IDS), iris.load(), iris.load()
     new.version = 4
     for at, model in enumerate([old, new, old]):
         add(log, model, iris.x[:1], numbers=[at])
 
     await log.close()
 
-    assert [set(table["version"].to_pylist()) for table in broker.tables] == [{3}, {4}]
-    assert sorted(numbers(broker)) == [0, 1, 2]
+    assert [set(table["version"].to_pylist()) for table in outlet.tables] == [{3}, {4}]
+    assert sorted(numbers(outlet)) == [0, 1, 2]
 
 
-async def test_nothing_is_sent_before_the_linger_is_over_and_all_of_it_after(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS, linger=0.02), iris.load()
+async def test_nothing_is_sent_before_the_linger_is_over_and_all_of_it_after(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS, linger=0.02), iris.load()
     add(log, model, iris.x[:1], numbers=[0])
     add(log, model, iris.x[:1], numbers=[1])
-    assert broker.tries == 0
+    assert outlet.tries == 0
 
-    await broker.until(lambda: len(broker.messages) == 1)
+    await outlet.until(lambda: len(outlet.messages) == 1)
 
-    assert numbers(broker) == [0, 1]
+    assert numbers(outlet) == [0, 1]
 
 
-async def test_enough_rows_are_sent_without_waiting(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS, max_rows=3, linger=3600), iris.load()
+async def test_enough_rows_are_sent_without_waiting(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS, max_rows=3, linger=3600), iris.load()
     for number in range(4):
         add(log, model, iris.x[:1], numbers=[number])
 
-    await broker.until(lambda: len(broker.messages) == 1)
+    await outlet.until(lambda: len(outlet.messages) == 1)
 
-    assert numbers(broker) == [0, 1, 2]
+    assert numbers(outlet) == [0, 1, 2]
     await log.close()
-    assert numbers(broker) == [0, 1, 2, 3]
+    assert numbers(outlet) == [0, 1, 2, 3]
 
 
-async def test_closing_sends_what_one_round_leaves_over(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS, max_rows=3, linger=3600), iris.load()
+async def test_closing_sends_what_one_round_leaves_over(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS, max_rows=3, linger=3600), iris.load()
     for number in range(4):
         add(log, model, iris.x[:1], numbers=[number])
 
     await log.close()
 
-    assert numbers(broker) == [0, 1, 2, 3]
+    assert numbers(outlet) == [0, 1, 2, 3]
 
 
-async def test_an_idle_log_has_neither_timer_nor_task(broker, iris):
-    log = PredictionLog(broker.publish, IDS, linger=0.001)
+async def test_an_idle_log_has_neither_timer_nor_task(outlet, iris):
+    log = PredictionLog(outlet.publish, IDS, linger=0.001)
     add(log, iris.load(), iris.x[:1], numbers=[0])
-    await broker.until(lambda: len(broker.messages) == 1)
+    await outlet.until(lambda: len(outlet.messages) == 1)
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
     assert log._timer is None
     assert log._sender is None
 
 
-async def test_many_rows_are_split_into_messages_below_the_limit(broker, forest):
-    log, model = PredictionLog(broker.publish, IDS, max_rows=100_000), forest.load()
+async def test_many_rows_are_split_into_messages_below_the_limit(outlet, forest):
+    log, model = PredictionLog(outlet.publish, IDS, max_rows=100_000), forest.load()
     x = np.repeat(forest.x, 100, axis=0)
     add(log, model, x, numbers=[1], producers=["a name " * 100])
     add(log, model, x[:1], numbers=[2])
 
     await log.close()
 
-    assert len(broker.messages) > 1
-    assert max(len(body) for _, body in broker.messages) <= MAX_MESSAGE_BYTES
-    together = pa.concat_tables(broker.tables)
+    assert len(outlet.messages) > 1
+    assert max(len(body) for _, body in outlet.messages) <= MAX_MESSAGE_BYTES
+    together = pa.concat_tables(outlet.tables)
     rows = [f"{prediction_id(1)}:{row}" for row in range(15_000)]
     assert together["prediction_id"].to_pylist() == [*rows, prediction_id(2)]
     assert together["sepal_width"].to_numpy().tolist() == [*x[:, 1].tolist(), x[0, 1]]
 
 
-async def test_long_labels_make_smaller_messages(broker, flowers):
-    log, model = PredictionLog(broker.publish, IDS), flowers.load()
+async def test_long_labels_make_smaller_messages(outlet, flowers):
+    log, model = PredictionLog(outlet.publish, IDS), flowers.load()
     labels = np.array([f"{row:02000}" for row in range(800)], object)
     batch = Batch(np.zeros((800, 4)), [labels, np.full((800, 3), 1 / 3)])
     add(log, model, batch.x, batch=batch)
 
     await log.close()
 
-    assert max(len(body) for _, body in broker.messages) <= MAX_MESSAGE_BYTES
-    assert pa.concat_tables(broker.tables)["label"].to_pylist() == labels.tolist()
+    assert max(len(body) for _, body in outlet.messages) <= MAX_MESSAGE_BYTES
+    assert pa.concat_tables(outlet.tables)["label"].to_pylist() == labels.tolist()
 
 
-async def test_a_message_that_failed_is_sent_again_and_nothing_is_lost_or_doubled(broker, iris, caplog):
-    log, model = PredictionLog(broker.publish, IDS, linger=0.001, retry=0.001), iris.load()
-    broker.errors = [ConnectionError("broker away")] * 3
+async def test_a_message_that_failed_is_sent_again_and_nothing_is_lost_or_doubled(outlet, iris, caplog):
+    log, model = PredictionLog(outlet.publish, IDS, linger=0.001, retry=0.001), iris.load()
+    outlet.errors = [ConnectionError("outlet away")] * 3
     add(log, model, iris.x[:1], numbers=[0])
-    await broker.until(lambda: broker.tries == 2)
+    await outlet.until(lambda: outlet.tries == 2)
     add(log, model, iris.x[:1], numbers=[1])
 
-    await broker.until(lambda: len(broker.messages) == 2)
+    await outlet.until(lambda: len(outlet.messages) == 2)
 
-    assert numbers(broker) == [0, 1]
+    assert numbers(outlet) == [0, 1]
     assert log.dropped == 0
-    assert "broker away" in caplog.text
+    assert "outlet away" in caplog.text
 
 
-async def test_a_message_that_can_never_be_sent_is_counted_and_does_not_block_the_rest(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS, linger=3600), iris.load()
-    broker.errors = [TooLarge("the stream takes 1 byte")]
+async def test_a_message_that_can_never_be_sent_is_counted_and_does_not_block_the_rest(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS, linger=3600), iris.load()
+    outlet.errors = [TooLarge("the stream takes 1 byte")]
     add(log, model, iris.x[:2], numbers=[0])
     log._send_soon()
-    await broker.until(lambda: broker.tries == 1)
+    await outlet.until(lambda: outlet.tries == 1)
     add(log, model, iris.x[:1], numbers=[1])
 
     await log.close()
 
-    assert numbers(broker) == [1]
+    assert numbers(outlet) == [1]
     assert log.dropped == 2
 
 
-async def test_what_cannot_be_written_is_counted_and_does_not_block_the_rest(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS, max_rows=1, linger=0.001), iris.load()
+async def test_what_cannot_be_written_is_counted_and_does_not_block_the_rest(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS, max_rows=1, linger=0.001), iris.load()
     add(log, model, iris.x[:1], numbers=[0], trace_ids=["\ud800"])
     (sender,) = asyncio.all_tasks() - {asyncio.current_task()}
     with pytest.raises(ExceptionGroup):
@@ -252,43 +251,43 @@ async def test_what_cannot_be_written_is_counted_and_does_not_block_the_rest(bro
 
     await log.close()
 
-    assert numbers(broker) == [1]
+    assert numbers(outlet) == [1]
     assert log.dropped == 1
 
 
-async def test_while_the_broker_is_away_the_oldest_are_dropped_beyond_the_bound(broker, iris, caplog):
-    log, model = PredictionLog(broker.publish, IDS, linger=3600, max_pending_bytes=20_000), iris.load()
+async def test_while_the_broker_is_away_the_oldest_are_dropped_beyond_the_bound(outlet, iris, caplog):
+    log, model = PredictionLog(outlet.publish, IDS, linger=3600, max_pending_bytes=20_000), iris.load()
     with caplog.at_level(logging.ERROR):
         for at in range(100):
             add(log, model, iris.x[:1], numbers=[at])
 
     await log.close()
 
-    kept = numbers(broker)
+    kept = numbers(outlet)
     assert kept == list(range(100 - len(kept), 100))
     assert 30 <= len(kept) <= 40
     assert log.dropped == 100 - len(kept)
     assert "dropped" in caplog.text
 
 
-async def test_closing_gives_up_after_its_patience_and_counts_what_is_lost(broker, iris):
-    log, model = PredictionLog(broker.publish, IDS, retry=3600), iris.load()
-    broker.errors = [ConnectionError("broker away")]
+async def test_closing_gives_up_after_its_patience_and_counts_what_is_lost(outlet, iris):
+    log, model = PredictionLog(outlet.publish, IDS, retry=3600), iris.load()
+    outlet.errors = [ConnectionError("outlet away")]
     add(log, model, iris.x[:2], numbers=[0])
     log._send_soon()
-    await broker.until(lambda: broker.tries == 1)
+    await outlet.until(lambda: outlet.tries == 1)
     add(log, model, iris.x[:3], numbers=[1])
 
     await log.close(patience=0.01)
 
-    assert broker.messages == []
+    assert outlet.messages == []
     assert log.dropped == 5
 
 
 def test_prediction_ids_are_unique_and_sort_by_time():
     one, other = PredictionIds(), PredictionIds()
 
-    ids = [one.prefix(NOON + at // 100) + b"%06x" % one.next() for at in range(1000)]
+    ids = [f"{one.prefix(NOON + at // 100)}{one.take(1)[0]:06x}" for at in range(1000)]
 
     assert ids == sorted(set(ids))
     assert {len(made) for made in ids} == {28}
@@ -298,40 +297,41 @@ def test_prediction_ids_are_unique_and_sort_by_time():
 
 def test_the_numbers_of_predictions_begin_anew_before_they_need_a_seventh_digit():
     ids = PredictionIds()
-    ids._counter = count(MAX_NUMBER)
+    ids._next = MAX_NUMBER - MAX_AT_ONCE - 1
 
-    assert [ids.next(), ids.next()] == [0xFFFFFF, 0]
+    assert ids.take(MAX_AT_ONCE)[-1] < MAX_NUMBER
+    assert ids.take(2) == range(2)
 
 
 # --- durable ----------------------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_for_the_disk_is_told_when_all_messages_of_his_have_arrived(broker, forest):
-    log, model, told = PredictionLog(broker.publish, IDS, linger=3600), forest.load(), []
-    broker.open.clear()
-    add(log, model, np.repeat(forest.x, 100, axis=0), then=lambda safe: told.append((safe, len(broker.messages))))
-    await broker.until(lambda: broker.tries > 1)
+async def test_who_waits_for_the_disk_is_told_when_all_messages_of_his_have_arrived(outlet, forest):
+    log, model, told = PredictionLog(outlet.publish, IDS, linger=3600), forest.load(), []
+    outlet.open.clear()
+    add(log, model, np.repeat(forest.x, 100, axis=0), then=lambda safe: told.append((safe, len(outlet.messages))))
+    await outlet.until(lambda: outlet.tries > 1)
     assert told == []
 
-    broker.open.set()
+    outlet.open.set()
     await log.close()
 
-    assert told == [(True, len(broker.messages))]
+    assert told == [(True, len(outlet.messages))]
 
 
-async def test_who_waits_for_the_disk_is_told_that_his_prediction_is_lost(broker, iris):
-    log, model, told = PredictionLog(broker.publish, IDS, linger=3600), iris.load(), []
-    broker.errors = [TooLarge("the stream takes 1 byte")]
+async def test_who_waits_for_the_disk_is_told_that_his_prediction_is_lost(outlet, iris):
+    log, model, told = PredictionLog(outlet.publish, IDS, linger=3600), iris.load(), []
+    outlet.errors = [TooLarge("the stream takes 1 byte")]
     add(log, model, iris.x[:1], then=told.append)
-    await broker.until(lambda: broker.tries == 1)
+    await outlet.until(lambda: outlet.tries == 1)
 
     await log.close()
 
     assert told == [False]
 
 
-async def test_who_waits_for_the_disk_is_told_when_his_prediction_makes_room_for_later_ones(broker, iris):
-    log, model, told = PredictionLog(broker.publish, IDS, linger=3600, max_pending_bytes=2000), iris.load(), []
+async def test_who_waits_for_the_disk_is_told_when_his_prediction_makes_room_for_later_ones(outlet, iris):
+    log, model, told = PredictionLog(outlet.publish, IDS, linger=3600, max_pending_bytes=2000), iris.load(), []
     for _ in range(4):
         add(log, model, iris.x[:1], then=told.append)
 
@@ -340,8 +340,8 @@ async def test_who_waits_for_the_disk_is_told_when_his_prediction_makes_room_for
     assert told == [False, True, True, True]
 
 
-async def test_what_cannot_be_written_is_told_to_those_who_wait_for_it(broker, iris):
-    log, told = PredictionLog(broker.publish, IDS, linger=3600), []
+async def test_what_cannot_be_written_is_told_to_those_who_wait_for_it(outlet, iris):
+    log, told = PredictionLog(outlet.publish, IDS, linger=3600), []
     add(log, iris.load(), iris.x[:1], trace_ids=["\ud800"], then=told.append)
     (sender,) = asyncio.all_tasks() - {asyncio.current_task()}
     with pytest.raises(ExceptionGroup):

@@ -282,7 +282,8 @@ def test_metadata_of_a_model_with_several_types_has_an_input_for_each_feature(ir
     assert metadata["inputs"][2] == {"name": "city", "datatype": "BYTES", "shape": [-1, 1]}
     assert len(metadata["inputs"]) == 5
     assert metadata["parameters"] == {
-        "example": {"age": 41, "height": 1.7, "city": "Kyōto", "member": True, "score": 0.5}
+        "engine": "onnx",
+        "example": {"age": 41, "height": 1.7, "city": "Kyōto", "member": True, "score": 0.5},
     }
 
 

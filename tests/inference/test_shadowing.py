@@ -22,6 +22,8 @@ class Gate:
         self.open = threading.Event()
         self.asked = threading.Event()
 
+    blocks = False
+
     def run(self, x):
         self.asked.set()
         assert self.open.wait(10)
@@ -48,7 +50,7 @@ async def test_what_a_shadow_says_is_compared_and_logged_under_the_id_of_the_ans
 
     assert {orjson.loads(reply.body)["model_version"] for reply in replies} == {"3"}
     await replica.log.close()
-    rows = [row for table in replica.broker.tables for row in table.to_pylist()]
+    rows = [row for table in replica.outlet.tables for row in table.to_pylist()]
     by_role = {
         role: {row["prediction_id"]: row for row in rows if row["_role"] == role} for role in ("champion", "shadow")
     }
@@ -126,7 +128,7 @@ async def test_a_shadow_is_asked_a_share_of_the_requests(replica, iris):
 
 async def tables(replica) -> list:
     await replica.log.close()
-    return replica.broker.tables
+    return replica.outlet.tables
 
 
 async def test_of_requests_that_are_not_logged_a_shadows_answers_are_compared_and_not_logged(replica, iris):

@@ -12,7 +12,7 @@ from meguri_inference.metrics import Metrics
 from meguri_inference.prediction_log import PredictionIds, PredictionLog
 from meguri_inference.settings import Settings
 from meguri_inference.tallies import Tallies, since
-from tests.inference.replicas import TRACE_ID, Broker
+from tests.inference.replicas import TRACE_ID, Outlet
 
 
 def test_a_latency_is_counted_where_its_bound_is():
@@ -61,10 +61,10 @@ def test_what_came_since_is_the_difference():
 
 
 @pytest.fixture
-def measured(broker: Broker) -> Iterator[Tallies]:
+def measured(outlet: Outlet) -> Iterator[Tallies]:
     """Tallies of this process that are collected, with something in them."""
     tallies = Tallies()
-    log = PredictionLog(broker.publish, PredictionIds())
+    log = PredictionLog(outlet.publish, PredictionIds())
     log.dropped = 7
     champion, shadow = tallies.of("iris", 3, "champion"), tallies.of("iris", 4, "shadow")
     for seconds in (0.0015, 0.003, 0.0031):

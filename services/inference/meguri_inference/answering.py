@@ -372,13 +372,13 @@ class Made:
         self.ended = ended
         self.microseconds = time.time_ns() // 1000
         self.prefix = ids.prefix(self.microseconds)
-        self.numbers = [ids.next() for _ in asks]
+        self.numbers = ids.take(len(asks))
         self._kept: frozenset[int] | None = None
         """Places of the requests that are logged; None for all of them."""
         self.counts = [len(ask.x) for ask in asks]
         self.answers = share_out(batch, self.counts)
-        self.traced = any(ask.trace_id for ask in asks)
-        self.anybody = any(ask.head.entity is not None or ask.request.entity is not None for ask in asks)
+        self.traced = bool([ask for ask in asks if ask.trace_id])
+        self.anybody = bool([ask for ask in asks if ask.head.entity is not None or ask.request.entity is not None])
 
     def logged(self, share: float) -> Logged | None:
         """Choose which of the requests are kept, a share of them, and return these; None for none."""

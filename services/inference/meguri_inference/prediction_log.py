@@ -31,6 +31,8 @@ MAX_MESSAGE_ROWS = 1000
 """Rows that are put together without letting the loop go on."""
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """Bound of what waits while the broker is away; beyond it the oldest predictions are dropped and counted."""
+MAX_AT_ONCE = 100_000
+"""Requests that are answered together at most."""
 MAX_RETRY_SECONDS = 5.0
 RESERVED_COLUMNS = PREDICTION_COLUMNS - {"sequence"}
 """Columns of the log that are no features."""
@@ -48,11 +50,14 @@ class PredictionIds:
     def __init__(self) -> None:
         self.process = os.urandom(4).hex()
         self.trace_suffix = os.urandom(2).hex()
-        self._counter = count()
+        self._next = 0
 
-    def next(self) -> int:
-        """Return the number of the next prediction of this process."""
-        return next(self._counter) & prediction_table.MAX_NUMBER
+    def take(self, requests: int) -> range:
+        """Return the numbers of the next predictions of this process."""
+        numbers = range(self._next, self._next + requests)
+        # Six hex digits, so that those of one batch do not go over the edge.
+        self._next = numbers.stop if numbers.stop < prediction_table.MAX_NUMBER - MAX_AT_ONCE else 0
+        return numbers
 
     def prefix(self, microseconds: int) -> str:
         """Return how the ids of predictions made at `microseconds` since 1970 begin; their numbers in 6 hex digits follow."""

@@ -39,7 +39,7 @@ def of(
         return pa.array(names, pa.string()) if owner is None else pa.array(names, pa.string()).take(_numbers(owner))
 
     times = np.repeat(np.array([entry.microseconds for entry in entries], np.int64), requests)
-    numbers = np.concatenate([np.array(entry.numbers, np.int64) for entry in entries])
+    numbers = np.concatenate([_numbered(entry.numbers) for entry in entries])
     ids = _characters(_hex(times, 14), process, _hex(numbers, 6))
     columns = {
         "prediction_id": _texts(ids) if owner is None else _row_ids(ids[owner], counts),
@@ -61,6 +61,10 @@ def of(
 def row_ids(prediction_id: str, rows: int) -> list[str]:
     """Return the id of each row of a request: the prediction's own, or with `:<row>` when there are several."""
     return [prediction_id] if rows == 1 else [f"{prediction_id}:{row}" for row in range(rows)]
+
+
+def _numbered(numbers: Sequence[int]) -> Array:
+    return np.arange(numbers.start, numbers.stop) if isinstance(numbers, range) else np.array(numbers, np.int64)
 
 
 def _counts(entry: "Logged") -> Array:

@@ -1,5 +1,6 @@
 """P1 to P4: single answers, and large ones, against the yardsticks."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import numpy as np
 from infra.local.processes import ROOT
 from tests.bench.serving import requests
 from tests.bench.serving.comparing import in_turn, latency, rate, spread
+from tests.bench.serving.keeping import keep
 from tests.bench.serving.load import Cell, Request, measure
 from tests.bench.serving.models import MANY, Model
 from tests.bench.serving.servers import SERVER, on_core
@@ -65,18 +67,20 @@ def large(setting: Setting) -> Iterator[str]:
     model, ours = setting.cancer, setting.ours.server
     asked = requests.to_us_binary(model, MANY)
     requests.check(ours, asked, model, MANY)
-    cells: list[Cell] = []
-    alone: list[tuple[float, float]] = []
-    for _ in range(setting.pairs):
-        cells.append(measure(ours, asked, CALM, setting.seconds))
-        alone.append(_onnx_alone(setting, model))
-    ratios = [cell.rate / calls for cell, (calls, _) in zip(cells, alone, strict=True)]
-    by_cpu = [cpu / cell.cpu for cell, (_, cpu) in zip(cells, alone, strict=True)]
-    yield (
-        f"forest of 100, {MANY} rows binary, {CALM} connections: ours {rate(cells)}, ONNX Runtime alone "
-        f"{spread([calls for calls, _ in alone], ',.0f')} calls/s; ratio {spread(ratios)}, goal >= 0.7; "
-        f"by processor time {spread(by_cpu)}"
-    )
+    for sampled, what in ((0, "nothing kept for monitoring"), (1, "every row kept for monitoring")):
+        asyncio.run(keep(setting.ours, model, sampled, asked))
+        cells: list[Cell] = []
+        alone: list[tuple[float, float]] = []
+        for _ in range(setting.pairs):
+            cells.append(measure(ours, asked, CALM, setting.seconds))
+            alone.append(_onnx_alone(setting, model))
+        ratios = [cell.rate / calls for cell, (calls, _) in zip(cells, alone, strict=True)]
+        by_cpu = [cpu / cell.cpu for cell, (_, cpu) in zip(cells, alone, strict=True)]
+        yield (
+            f"forest of 100, {MANY} rows binary, {CALM} connections, {what}: ours {rate(cells)}, ONNX Runtime alone "
+            f"{spread([calls for calls, _ in alone], ',.0f')} calls/s; ratio {spread(ratios)}, goal >= 0.7; "
+            f"by processor time {spread(by_cpu)}"
+        )
 
 
 def _onnx_alone(setting: Setting, model: Model) -> tuple[float, float]:

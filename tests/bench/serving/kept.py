@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
@@ -17,6 +16,7 @@ from meguri_monitoring import store, tables
 from tests.bench.serving import models, requests
 from tests.bench.serving.comparing import rate, spread
 from tests.bench.serving.figures import BUSY
+from tests.bench.serving.keeping import keep, send
 from tests.bench.serving.load import Cell, Request, measure
 from tests.bench.serving.models import Model
 from tests.bench.serving.ours import Ours, service
@@ -29,8 +29,6 @@ AT_A_TIME = 5000
 TIMES = 60
 PATIENCE = 20.0
 """Seconds without a new row after which rows are lost."""
-SETTLED = 0.5
-"""Seconds after which the prediction log has said what it was given."""
 
 
 def cost(setting: Setting) -> Iterator[str]:
@@ -41,7 +39,7 @@ def cost(setting: Setting) -> Iterator[str]:
     forgotten: list[Cell] = []
     for _ in range(setting.pairs):
         for sampled, cells in ((1, kept), (0, forgotten)):
-            asyncio.run(_keep(ours, model, sampled, asked))
+            asyncio.run(keep(ours, model, sampled, asked))
             cells.append(measure(ours.server, asked, BUSY, setting.seconds))
     lost = [1 - with_.rate / without.rate for with_, without in zip(kept, forgotten, strict=True)]
     by_cpu = [1 - without.cpu / with_.cpu for with_, without in zip(kept, forgotten, strict=True)]
@@ -49,18 +47,6 @@ def cost(setting: Setting) -> Iterator[str]:
         f"logistic regression, 1 row, {BUSY} connections: all kept {rate(kept)}, none kept {rate(forgotten)}; "
         f"lost to it {spread(lost, '.1%')}, goal <= 5%; by processor time {spread(by_cpu, '.1%')}"
     )
-
-
-async def _keep(ours: Ours, model: Model, sampled: int, asked: Request) -> None:
-    """Have all predictions of a model kept, or none. Raises NotMeasured when inference does not do as it is told."""
-    await ours.keep(model, sampled)
-    for _ in range(10):
-        before = await ours.stored_predictions(model)
-        await _send(ours, asked, 1)
-        await asyncio.sleep(SETTLED)
-        if (await ours.stored_predictions(model) > before) == bool(sampled):
-            return
-    raise NotMeasured(f"predictions are{' not' if sampled else ''} kept although the spec says log: sampled: {sampled}")
 
 
 def flow(setting: Setting) -> Iterator[str]:
@@ -98,16 +84,9 @@ async def _through(ours: Ours, model: Model, asked: Request, before: int) -> flo
     """Return rows per second, when `before` rows are there already."""
     rows = TIMES * AT_A_TIME
     began = time.perf_counter()
-    await _send(ours, asked, TIMES)
+    await send(ours, asked, TIMES)
     await _arrived(ours, model, before + rows)
     return rows / (time.perf_counter() - began)
-
-
-async def _send(ours: Ours, asked: Request, times: int) -> None:
-    url = f"http://127.0.0.1:{ours.server.port}{asked.path}"
-    async with httpx.AsyncClient(timeout=60) as http:
-        for _ in range(times):
-            (await http.post(url, content=asked.body, headers=dict(asked.headers))).raise_for_status()
 
 
 async def _arrived(ours: Ours, model: Model, rows: int) -> None:
