@@ -6,11 +6,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import JSON
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, select
 
@@ -44,12 +46,17 @@ def test_the_migrations_of_a_service_make_the_tables_that_its_code_uses(service,
         return kind != "table" or name.startswith((f"{service}_", "log_"))
 
     with database.engine.connect() as connection:
-        options = {"include_object": is_its_own, "compare_type": True, "compare_server_default": True}
+        options = {"include_object": is_its_own, "compare_type": True, "compare_server_default": _differs}
         differences = compare_metadata(MigrationContext.configure(connection, opts=options), SQLModel.metadata)
     database.close()
 
     assert differences == []
     assert [name for name in SQLModel.metadata.tables if name.startswith(f"{service}_")]
+
+
+def _differs(_: Any, __: Any, column: Any, kept: str | None, ___: str | None, said: str | None) -> bool | None:
+    """Whether two defaults differ; None leaves it to alembic, which asks the database, and PostgreSQL compares no JSON."""
+    return (kept or "").partition("::")[0] != said if isinstance(column.type, JSON) else None
 
 
 def test_migrating_again_changes_nothing(database):

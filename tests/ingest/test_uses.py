@@ -51,5 +51,5 @@ def test_a_use_has_the_verdict_that_its_version_s_part_in_the_plan_gives_it(sess
 
     assert canary == {"one": "promoted", "two": "canary", "three": "none yet"}
     assert taken_back == {"one": "promoted", "two": "taken back", "three": "none yet"}
-    assert tested == {"one": "promoted", "two": "A/B test", "three": "none yet"}
-    assert verdicts(session) == {"one": "promoted", "two": "promoted", "three": "none yet"}
+    assert tested == {"one": "promoted", "two": "A/B test", "three": "shadow"}
+    assert verdicts(session) == {"one": "promoted", "two": "promoted", "three": "shadow"}

@@ -58,7 +58,8 @@ async def test_five_hundred_arrivals_at_once_make_a_handful_of_fits_and_none_is_
         await until(rests, "the rest of the model")
         runs = await training.said(TrainingStarted, model)
         trained = await training.said(ModelTrained, model)
-        assert len(trained) == len(runs) <= 5, [run.dataset_rows for run in runs]
+        # How far arrivals come apart is the machine's; each by itself would be five hundred.
+        assert len(trained) == len(runs) <= 10, [run.dataset_rows for run in runs]
         assert runs[-1].dataset_rows == ARRIVALS
         version_of = {run.run: run.dataset_version for run in runs}
         for version in {versions[id_] for id_ in ids}:

@@ -204,7 +204,8 @@ class Reports:
     async def say(self, said: RolloutObserved, journey: str, hops: int) -> None:
         """Raises MeguriError."""
         id_ = derived_id(said.rollout, said.type, said.identity)
-        await self._log.append(said, id=id_, cause=said.rollout, journey=journey, hops=hops + 1)
+        # What clients asked comes from outside: the steps of a canary are no loop.
+        await self._log.append(said, id=id_, cause=said.rollout, journey=journey, hops=hops)
 
 
 class PredictionsOut:

@@ -34,7 +34,7 @@ class BatchRow(SQLModel, table=True):
     version: int | None = None
     run: str = ""
     input_digest: str = ""
-    rows: int | None = None
+    rows: int | None = Field(default=None, sa_column=Column(BIG, nullable=True))
     shards: int | None = None
     digest: str = ""
     requested: int = Field(sa_column=Column(BIG, nullable=False, index=True))
@@ -50,7 +50,7 @@ class BatchShardRow(SQLModel, table=True):
     model: str = Field(primary_key=True)
     batch: str = Field(primary_key=True)
     shard: int = Field(primary_key=True)
-    rows: int
+    rows: int = Field(sa_column=Column(BIG, nullable=False))
     uri: str
     digest: str
     replica: str
