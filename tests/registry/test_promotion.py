@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meguri_contracts.errors import Conflict, NotFound
+from meguri_contracts.errors import Conflict, Invalid, NotFound
 from meguri_contracts.events import (
     ApprovalRequested,
     Artifact,
@@ -20,7 +20,7 @@ from meguri_contracts.events import (
     Tensor,
     TrainingRequested,
 )
-from meguri_contracts.spec import ModelSpec
+from meguri_contracts.spec import Estimator, ModelSpec
 from meguri_registry.models import Model, evolve
 from meguri_registry.promotion import apply_spec, deployed, judge
 from meguri_registry.rollouts import previous, promote
@@ -100,7 +100,9 @@ class Registry:
         return self.carry_out(promote(self.model, deployed(self.known[version], version), "ada", "by hand"))
 
     def rollback(self) -> list[Event]:
-        return self.promote(previous(self.model))
+        version = previous(self.model)
+        back = deployed(self.known[version], version)
+        return self.carry_out(promote(self.model, back, "ada", "by hand", back=True))
 
     @property
     def champion(self) -> int | None:
@@ -116,6 +118,30 @@ def registry() -> Registry:
 
 def types(events: list[Event]) -> list[type[Event]]:
     return [type(event) for event in events]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"estimator": {"name": "LogReg"}}, "estimator.name: 'LogReg' is unknown; for classification there are Ada"),
+        ({"estimator": {"name": "Ridge"}}, "estimator.name: 'Ridge' is unknown; for classification"),
+    ],
+)
+def test_a_spec_that_can_never_be_trained_is_refused(change, said):
+    with pytest.raises(Invalid, match=said):
+        apply_spec(
+            Model(name="digits"), spec().model_copy(update={"estimator": Estimator(**change["estimator"])}), "ada", {}
+        )
+
+
+def test_a_spec_whose_column_can_hold_nothing_is_refused():
+    columns = {
+        name: column.model_copy(update={"min": 2.0, "max": 1.0}) for name, column in spec().dataset.columns.items()
+    }
+    dataset = spec().dataset.model_copy(update={"columns": columns})
+
+    with pytest.raises(Invalid, match="min 2 is above max 1"):
+        apply_spec(Model(name="digits"), spec().model_copy(update={"dataset": dataset}), "ada", {})
 
 
 # --- specs ------------------------------------------------------------------------------------------------------------

@@ -202,6 +202,16 @@ def test_promoting_the_champion_ends_what_is_tried(traffic):
     assert traffic.model.past == ()
 
 
+def test_a_rollback_goes_to_the_champion_before_however_often_a_version_was_champion(traffic):
+    traffic.promote(2)
+    traffic.promote(3)
+    traffic.promote(2)
+
+    assert (traffic.model.past, rollouts.previous(traffic.model)) == ((1, 3), 3)
+    traffic.promote(1)
+    assert rollouts.previous(traffic.model) == 2
+
+
 def test_the_champion_s_past_knows_nothing_of_what_was_tried(traffic):
     traffic.promote(2)
     traffic.canary(3)

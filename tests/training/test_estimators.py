@@ -3,6 +3,7 @@ import pytest
 from sklearn.svm import SVC
 
 from meguri_contracts.errors import Invalid
+from meguri_contracts.estimators import ESTIMATORS
 from meguri_contracts.spec import Estimator
 from meguri_training import estimators
 
@@ -107,3 +108,7 @@ def test_an_estimator_of_outliers_can_be_asked_about_new_rows():
 def test_trees_are_single_and_the_others_double():
     assert estimators.is_single(Estimator(name="ExtraTreesRegressor"))
     assert not estimators.is_single(Estimator(name="Ridge"))
+
+
+def test_what_a_spec_may_name_is_what_training_can_build():
+    assert {task: tuple(sorted(known)) for task, known in estimators.KNOWN.items()} == ESTIMATORS

@@ -71,9 +71,9 @@ class Training:
         self.model = evolve(self.model, event, id_, self.now, hops)
         return id_
 
-    def apply(self, version: int = 1, **retrain: Any) -> str:
-        applied = SpecApplied(model="digits", spec=spec(**retrain), version=version, digest="d", actor="ada")
-        return self.hear(applied)
+    def apply(self, version: int = 1, *, gate: str = "", **retrain: Any) -> str:
+        changed = spec(**retrain).model_copy(update={"gate": gate or f"accuracy >= 0.{100 + next(self._ids)}"})
+        return self.hear(SpecApplied(model="digits", spec=changed, version=version, digest="d", actor="ada"))
 
     def commit(self, rows: int, hops: int = 1) -> str:
         version, total = (self.data.version + 1, self.data.total_rows + rows) if self.data else (1, rows)
@@ -237,6 +237,13 @@ def test_another_spec_is_a_reason_once_there_was_a_run(trained):
     run = trained.decide()
     assert (kinds(run), run.spec_version) == (["spec-applied"], 2)
     trained.verdict()
+    assert trained.decide() is None
+
+
+def test_a_spec_that_only_says_otherwise_when_to_learn_is_no_reason(trained):
+    trained.apply(version=2, gate=trained.model.spec.gate, rows=50)
+
+    assert trained.model.spec_version == 2
     assert trained.decide() is None
 
 

@@ -60,6 +60,21 @@ def routes(service: Service, answering: Answering) -> APIRouter:
         """The same for a version."""
         return {"name": name, "version": version, "ready": bool(models.get(name).version(version))}
 
+    @router.post("/v2/models/{name}/infer", openapi_extra={"requestBody": _TENSORS})
+    async def infer(name: Name, request: Request) -> Response:
+        """Answer tensors, in JSON or binary. Here for `/docs`: requests are mostly answered before they come so far."""
+        return await _infer(name, None, request)
+
+    @router.post("/v2/models/{name}/versions/{version}/infer", openapi_extra={"requestBody": _TENSORS})
+    async def infer_version(name: Name, version: str, request: Request) -> Response:
+        """The same by one of the versions in the model's traffic plan."""
+        return await _infer(name, version, request)
+
+    async def _infer(name: str, version: str | None, request: Request) -> Response:
+        body = await _body(request, answering.limits.max_body_bytes)
+        reply = await answering.answer(head_for(name, request.headers.raw, version), body)
+        return Response(reply.body, reply.status, dict(_as_text(headers_of(reply))))
+
     @router.get("/v2/models/{name}/config")
     def model_config(name: Name) -> dict[str, Any]:
         """The same as Triton says it, for its measuring tools."""
@@ -117,6 +132,27 @@ def routes(service: Service, answering: Answering) -> APIRouter:
     return router
 
 
+_TENSORS = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {
+                    "inputs": {"type": "array", "items": {"type": "object"}},
+                    "id": {"type": "string"},
+                    "parameters": {"type": "object"},
+                    "outputs": {"type": "array", "items": {"type": "object"}},
+                },
+                "example": {
+                    "inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP64", "data": [0.1, 0.2]}],
+                    "parameters": {"producer": "me", "entity": "customer-7"},
+                },
+            }
+        }
+    },
+}
 _ROWS = {
     "required": True,
     "content": {

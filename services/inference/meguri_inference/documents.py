@@ -29,6 +29,8 @@ def model_metadata(name: str, deployed: Deployed) -> dict[str, Any]:
         parameters["engine_reason"] = deployed.engine_reason
     if signature.example:
         parameters["example"] = dict(zip(signature.features, signature.example, strict=True))
+    if signature.classes:
+        parameters["classes"] = list(signature.classes)
     return {
         "name": name,
         "versions": [str(deployed.version)],

@@ -46,7 +46,7 @@ class BadRows(Invalid):
         super().__init__(f"{reason}; the model takes the columns {shown}{more}")
 
 
-class _Asked(msgspec.Struct):
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     rows: list[dict[str, Any]] | None = None
     columns: dict[str, list[Any]] | None = None
     id: str | None = None
@@ -65,7 +65,8 @@ def read_json(body: bytes, signature: Signature, *, max_rows: int) -> Request:
     try:
         asked = _DECODER.decode(body)
     except UNREADABLE as error:
-        raise BadRows(f"the body is not JSON with rows or columns: {error}", signature) from None
+        csv_ = "; CSV needs the header Content-Type: text/csv"
+        raise BadRows(f"the body is not JSON with rows or columns: {error}{csv_}", signature) from None
     if (asked.rows is None) == (asked.columns is None):
         raise BadRows("the body has neither rows nor columns, or both", signature)
     columns = asked.columns if asked.columns is not None else _turned(asked.rows or [], signature)
@@ -106,10 +107,12 @@ def write_json(
     prediction_id: str,
     trace_id: str,
 ) -> bytes:
-    """Return the answer with an object for each row."""
-    head = {"model": model, "version": version, "prediction_id": prediction_id, "trace_id": trace_id}
+    """Return the answer with an object for each row; `classes` names the probabilities in their order."""
+    head: dict[str, Any] = {"model": model, "version": version, "prediction_id": prediction_id, "trace_id": trace_id}
     if request.id is not None:
         head["id"] = request.id
+    if signature.classes:
+        head["classes"] = list(signature.classes)
     outputs = _by_name(answer, signature)
     ids = row_ids(prediction_id, answer.rows)
     predictions = [
@@ -125,7 +128,8 @@ def write_csv(answer: Answer, signature: Signature, *, prediction_id: str) -> by
         if values.ndim == 1:
             columns[name] = values.tolist() if values.dtype == object else values.astype(str).tolist()
         else:
-            columns |= {f"probability_{at}": values[:, at].astype(str).tolist() for at in range(values.shape[1])}
+            classes = signature.classes or range(values.shape[1])
+            columns |= {f"probability_{one}": values[:, at].astype(str).tolist() for at, one in enumerate(classes)}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -124,7 +124,7 @@ def routes(service: Service) -> APIRouter:
             if model.plan and rollouts.trying(model.plan):
                 return rollouts.end(model, actor, reason)
             before = store.deployable(session, name, rollouts.previous(model))
-            return rollouts.promote(model, before, actor, reason)
+            return rollouts.promote(model, before, actor, reason, back=True)
 
         return await change(name, decide, key)
 

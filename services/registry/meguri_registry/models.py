@@ -61,7 +61,7 @@ class Model(BaseModel):
     quality: QualityMeasured | None = None
     """What labels say of the champion and the challengers of this plan."""
     past: tuple[int, ...] = ()
-    """Versions that were champion before, oldest first; a rollback goes to the last one."""
+    """Versions that were champion before, oldest first and each once; a rollback goes to the last one."""
     rolled_back: frozenset[str] = frozenset()
     """Digests of model files that were taken out of service by a rollback, or as a canary."""
 
@@ -95,8 +95,8 @@ def evolve(model: Model, event: Event, event_id: str, time: datetime) -> Model:
             return model.model_copy(update={"runs": {**model.runs, event.run: event.version}})
         case PromotionRejected() | ApprovalRequested():
             return model.model_copy(update={"judged": model.judged | {event.version}})
-        case RolloutChanged(plan=plan):
-            return _follow(model, plan, event_id, time)
+        case RolloutChanged():
+            return _follow(model, event, event_id, time)
         case RolloutObserved():
             return _observe(model, event, time)
         case QualityMeasured() if model.plan and _is_about(event, model.plan):
@@ -110,10 +110,10 @@ def versions(plan: Plan) -> tuple[int, ...]:
     return tuple(deployed.version for deployed in plan.deployed)
 
 
-def _follow(model: Model, plan: Plan, event_id: str, time: datetime) -> Model:
-    before = model.plan
+def _follow(model: Model, rollout: RolloutChanged, event_id: str, time: datetime) -> Model:
+    before, plan = model.plan, rollout.plan
     same = before and (before.champion, before.challengers) == (plan.champion, plan.challengers)
-    after = model if before and before.champion.version == plan.champion.version else _crown(model, plan.champion)
+    after = model if before and before.champion.version == plan.champion.version else _crown(model, rollout)
     return after.model_copy(
         update={
             "plan": plan,
@@ -128,11 +128,13 @@ def _follow(model: Model, plan: Plan, event_id: str, time: datetime) -> Model:
     )
 
 
-def _crown(model: Model, champion: Deployed) -> Model:
-    before, past, rolled_back = model.champion, model.past, model.rolled_back
-    if before and champion.version in past:
-        past, rolled_back = past[: past.index(champion.version)], rolled_back | {before.served.digest}
-    elif before:
+def _crown(model: Model, rollout: RolloutChanged) -> Model:
+    before, rolled_back, version = model.champion, model.rolled_back, rollout.plan.champion.version
+    if before and version in model.past:
+        rolled_back = rolled_back | {before.served.digest}
+    past = tuple(one for one in model.past if one != version)
+    # Rollouts of before this was said have it in their reason only.
+    if before and not (rollout.back or rollout.reason.startswith("rollback: ")):
         past = (*past, before.version)
     return model.model_copy(update={"past": past, "rolled_back": rolled_back})
 

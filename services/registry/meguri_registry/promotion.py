@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 
 from meguri_contracts.errors import Conflict, Invalid, NotFound
+from meguri_contracts.estimators import ESTIMATORS
 from meguri_contracts.events import (
     ApprovalRequested,
     Deployed,
@@ -25,17 +26,32 @@ from meguri_registry.models import Model
 def apply_spec(model: Model, spec: ModelSpec, actor: str, datasets: Mapping[str, Dataset]) -> list[Event]:
     """Make `spec` the model's spec; silence if it is already. `datasets` are those that other models declare.
 
-    Raises Conflict when another model declares the same dataset otherwise.
+    Raises Conflict when another model declares the same dataset otherwise, Invalid when it can never be trained.
     """
     if (other := datasets.get(spec.dataset.name)) is not None and other != spec.dataset:
         raise Conflict(
             f"dataset {spec.dataset.name!r} is declared differently by another model: "
             "declare it alike in both specs, or give it another name"
         )
+    _check(spec)
     digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     if digest == model.spec_digest:
         return []
     return [SpecApplied(model=model.name, spec=spec, version=model.spec_version + 1, digest=digest, actor=actor)]
+
+
+def _check(spec: ModelSpec) -> None:
+    """What old specs in the log may break, and a new one may not."""
+    known = ESTIMATORS[spec.task]
+    if spec.estimator.name not in known:
+        raise Invalid(
+            f"estimator.name: {spec.estimator.name!r} is unknown; for {spec.task} there are {', '.join(known)}"
+        )
+    for name, column in spec.dataset.columns.items():
+        if column.min is not None and column.max is not None and column.min > column.max:
+            raise Invalid(
+                f"dataset.columns.{name}: min {column.min:g} is above max {column.max:g}, so every row would be bad"
+            )
 
 
 def judge(model: Model, trained: ModelTrained) -> list[Event]:

@@ -28,12 +28,15 @@ NOTHING = 1e-9
 """Share of the requests below which there is none left."""
 
 
-def promote(model: Model, version: Deployed, actor: str, reason: str) -> list[Event]:
-    """Make a version champion because a person says so, which ends a canary or an A/B test; other shadows stay."""
+def promote(model: Model, version: Deployed, actor: str, reason: str, *, back: bool = False) -> list[Event]:
+    """Make a version champion because a person says so, which ends a canary or an A/B test; other shadows stay.
+
+    `back`: because the present one was a mistake, and not to be gone back to.
+    """
     plan = model.plan
     if plan and plan.champion.version == version.version and not plan.challengers:
         return []
-    return [changed(model, crowned(plan, version), reason=reason, actor=actor)]
+    return [changed(model, crowned(plan, version), reason=reason, actor=actor, back=back)]
 
 
 def end(model: Model, actor: str, reason: str) -> list[Event]:
@@ -175,10 +178,18 @@ def crowned(plan: Plan | None, champion: Deployed) -> Plan:
 
 
 def changed(
-    model: Model, plan: Plan, *, reason: str, actor: str = "registry", judged: tuple[Judged, ...] = ()
+    model: Model,
+    plan: Plan,
+    *,
+    reason: str,
+    actor: str = "registry",
+    judged: tuple[Judged, ...] = (),
+    back: bool = False,
 ) -> RolloutChanged:
     before = model.champion.version if model.champion else None
-    return RolloutChanged(model=model.name, plan=plan, previous=before, reason=reason, actor=actor, judged=judged)
+    return RolloutChanged(
+        model=model.name, plan=plan, previous=before, back=back, reason=reason, actor=actor, judged=judged
+    )
 
 
 def percent(share: float) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -160,7 +161,8 @@ def evolve(model: Model, event: Event, event_id: str, time: datetime, hops: int 
     match event:
         case SpecApplied():
             applied = model.model_copy(update={"spec": event.spec, "spec_version": event.version})
-            return _remember(applied, event, event_id, hops)
+            same = model.spec is not None and _learned(model.spec) == _learned(event.spec)
+            return applied if same else _remember(applied, event, event_id, hops)
         case DataCommitted():
             return _remember(_with_storm(model, time), event, event_id, hops)
         case TrainingRequested() | DriftDetected():
@@ -217,6 +219,11 @@ def _that_matter(model: Model) -> tuple[Trigger, ...]:
     """A first run is due to its rows, where they came later than the spec."""
     rows = tuple(trigger for trigger in model.triggers if trigger.kind != SpecApplied.kind())
     return rows if rows and not model.rows else model.triggers
+
+
+def _learned(spec: ModelSpec) -> dict[str, Any]:
+    """What a run and its verdict depend on: a change of when to learn, how to watch or how to roll out makes no other model."""
+    return spec.model_dump(exclude={"retrain", "rollout", "log", "monitor"})
 
 
 def _after(model: Model, answered: tuple[Trigger, ...]) -> tuple[Trigger, ...]:

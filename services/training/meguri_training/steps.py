@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from meguri_chassis.profiles import profile_of
@@ -81,7 +82,7 @@ def fit(job: Job) -> Fitted:
         onnx=exported.onnx,
         skops=exported.skops,
         profile=profile_of(*inputs.numeric(train.inputs, spec.feature_names, tensors)).to_json(),
-        signature=_signature(spec, tensors, exported, train),
+        signature=_signature(spec, tensors, exported, train, answers.classes),
         parity=exported.parity,
         engine=exported.engine,
         engine_reason=exported.reason,
@@ -179,13 +180,16 @@ def _measure_champion(champion: Champion, spec: ModelSpec, holdout: Rows) -> dic
     return evaluating.measure(holdout.target, answers)
 
 
-def _signature(spec: ModelSpec, tensors: tuple[Tensor, ...], exported: Exported, train: Rows) -> Signature:
+def _signature(
+    spec: ModelSpec, tensors: tuple[Tensor, ...], exported: Exported, train: Rows, classes: NDArray[Any] | None
+) -> Signature:
     return Signature(
         features=spec.feature_names,
         input=tensors[0],
         inputs=tensors if any(inputs.are_texts(tensors)) else (),
         outputs=exported.outputs,
         example=inputs.example(train.inputs, tensors),
+        classes=() if classes is None else tuple(classes.tolist()),
     )
 
 

@@ -83,6 +83,8 @@ def model(out: Console, one: dict[str, Any]) -> None:
     if others := [f"version {part['version']} is {part['role']}" for part in one["plan"][1:]]:
         out.print(f"{', '.join(others)}: `meguri rollout {one['model']}`")
     out.print(f"training waits for: {escape(training['waits_for'])}")
+    if one["runs"] and one["runs"][0]["status"] == "failed":
+        out.print(f"[red]the last run failed[/]: {escape(one['runs'][0]['reason'])}")
     table = Table("version", "verdict", "metrics", "champion then", "data", "rows", "fit", box=None)
     for version in one["versions"]:
         compared = version["compared_with"]
@@ -121,9 +123,10 @@ def why(out: Console, found: dict[str, Any]) -> None:
     for shadow in prediction.get("shadows", []):
         asked = shadow.get("label", shadow.get("prediction"))
         out.print(f"  shadow    version {shadow['version']} would have said {escape(str(asked))}")
-    out.print(
-        f"  made by   {prediction['model']} version {prediction['version']}, {version['verdict']}: {version['reason']}"
-    )
+    role = prediction.get("_role") or "champion"
+    part = "" if role == "champion" else " as an arm of an A/B test" if role == "arm" else f" as {role}"
+    out.print(f"  made by   {prediction['model']} version {prediction['version']}{part}")
+    out.print(f"            now {version['verdict']}: {version['reason']}")
     for rule in version["judged"]:
         compared = f", champion {_numbers(rule['champion'])}" if rule["champion"] else ""
         out.print(f"            {rule['rule']}: {_numbers(rule['candidate'])}{compared}")

@@ -229,6 +229,8 @@ class Signature(Part):
     outputs: tuple[Tensor, ...]
     example: tuple[float | int | bool | str, ...] = ()
     """A row that the model can answer, a value per feature: of the rows trained on the median or the most frequent value."""
+    classes: tuple[int | bool | str, ...] = ()
+    """Of a classifier, in the order of its probabilities."""
 
 
 Engine = Literal["onnx", "scikit-learn"]
@@ -466,6 +468,8 @@ class RolloutChanged(Event):
     plan: Plan
     previous: int | None = None
     """Version of the champion before; the present one if only the rest of the plan has changed."""
+    back: bool = False
+    """Whether this goes back to the champion before: who went is no earlier champion to go back to."""
     reason: str
     actor: str
     judged: tuple[Judged, ...] = ()
