@@ -156,6 +156,16 @@ def test_an_answer_is_written_row_by_row_with_an_id_for_each():
     ]
 
 
+@pytest.mark.parametrize(("label", "said"), [(np.array([7], np.longlong), 7), (np.array([True]), True)])
+def test_labels_are_written_as_json_whatever_numpy_calls_their_type(label, said):
+    answer = Answer(Batch(np.zeros((1, 2)), [label, np.array([[0.1, 0.9]], np.float32)]), 0, 1)
+    told = {"model": "m", "version": 3, "prediction_id": "p1", "trace_id": "t1"}
+
+    written = rows.write_json(answer, in_json(PAIR, rows=[{"a": 1, "b": 2}]), PAIR, **told)
+
+    assert json.loads(written)["predictions"] == [{"prediction_id": "p1", "label": said, "probabilities": [0.1, 0.9]}]
+
+
 values = {
     "FP64": st.floats(allow_nan=False, allow_infinity=False),
     "FP32": st.floats(allow_nan=False, allow_infinity=False, width=32),

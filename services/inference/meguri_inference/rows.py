@@ -113,7 +113,7 @@ def write_json(
         head["id"] = request.id
     if signature.classes:
         head["classes"] = list(signature.classes)
-    outputs = _by_name(answer, signature)
+    outputs = {name: _scalars(values) for name, values in _by_name(answer, signature).items()}
     ids = row_ids(prediction_id, answer.rows)
     predictions = [
         {"prediction_id": id_} | {name: values[row] for name, values in outputs.items()} for row, id_ in enumerate(ids)
@@ -203,6 +203,11 @@ def _value(cell: str) -> Any:
 def _twice(names: Sequence[str]) -> str:
     seen: set[str] = set()
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _scalars(values: Array) -> Any:
+    """Integers as Python's: ONNX Runtime's are of numpy's longlong, which orjson does not know."""
+    return values.tolist() if values.dtype.kind == "i" else values
 
 
 def _by_name(answer: Answer, signature: Signature) -> dict[str, Array]:
