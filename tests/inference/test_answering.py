@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
-from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.errors import NotFound, PermanentError, TemporaryError
 from meguri_contracts.events import Tensor
 from meguri_contracts.spec import PredictionLog as Logging
 from meguri_inference import answering
@@ -111,6 +111,37 @@ async def test_a_challenger_may_have_other_outputs_than_the_champion(replica, ir
     assert {reply.status for reply in replies} == {200}
     outputs = {version_of(r): [one["name"] for one in orjson.loads(r.body)["outputs"]] for r in replies}
     assert outputs == {3: ["label", "probabilities"], 4: ["label"]}
+
+
+@pytest.mark.parametrize("asked_for", ["probabilities", None])
+async def test_what_only_the_champion_can_read_it_answers_and_the_error_is_the_challengers(
+    replica, iris, forest, asked_for
+):
+    if asked_for:
+        served = await replica.follow(iris, canary=(with_label_only(as_version(iris, 4)), 0.9999))
+        reply = await replica.answer(iris, iris.x[:1], outputs=[{"name": asked_for}])
+    else:
+        served = await replica.follow(iris, canary=(as_version(forest, 4, like=iris), 0.9999))
+        reply = await replica.answer(iris, np.array([[1e300, 3.5, 1.4, 0.2]]))
+
+    assert (reply.status, version_of(reply)) == (200, 3)
+    tally = served.version("4").tally
+    assert (tally.requests, tally.errors) == (1, 1)
+    assert replica.answering._under_way == 0
+
+
+async def test_where_a_challenger_cannot_be_loaded_again_the_champion_answers(replica, iris):
+    served = await replica.follow(iris, canary=(as_version(iris, 4), 0.9999))
+    challenger = served.version("4")
+    challenger.batcher = None
+    replica.models._loaded.popitem()
+    replica.load_error = NotFound("its file is gone")
+
+    replies = await asyncio.gather(*(replica.answer(iris, iris.x[:1]) for _ in range(3)))
+
+    assert {(reply.status, version_of(reply)) for reply in replies} == {(200, 3)}
+    assert (challenger.tally.requests, challenger.tally.errors) == (3, 3)
+    assert replica.answering._under_way == 0
 
 
 async def test_the_champion_answers_for_a_challenger_of_less_precision_from_what_was_sent(replica, iris, forest):

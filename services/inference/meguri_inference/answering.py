@@ -150,9 +150,9 @@ class Ask:
     def entity(self) -> str | None:
         return self.head.entity if self.request.entity is None else self.request.entity
 
-    def fail(self, error: Exception) -> None:
-        """Answer that there will be none, and why."""
-        self.owner.refuse(self, error)
+    def fail(self, seat: Seat, error: Exception) -> None:
+        """Have it answered otherwise, since `seat` will not: by the champion, or by why there is no answer."""
+        self.owner.failed(seat, self, error)
 
 
 @dataclass
@@ -241,7 +241,7 @@ class Answering:
 
     def _seated(self, seat: Seat, model: LoadedModel) -> None:
         """Give a seat whose model was loaded its batcher."""
-        seat.batcher = Batcher(model, partial(self._answered, seat, model), partial(self._failed, seat))
+        seat.batcher = Batcher(model, partial(self._answered, seat, model), partial(self.failed, seat))
 
     # --- in
 
@@ -253,9 +253,13 @@ class Answering:
         if seat is ask.seat:
             return
         if not seat.reads_alike:
-            ask.first = ask.request
-            ask.request = read(seat)
-            ask.x = ask.request.x
+            try:
+                request = read(seat)
+            except MeguriError:
+                # The champion can read it, and answers.
+                seat.tally.failed()
+                return
+            ask.first, ask.request, ask.x = ask.request, request, request.x
         ask.seat = seat
 
     def _submit(self, ask: Ask, seat: Seat) -> None:
@@ -317,7 +321,7 @@ class Answering:
                 ask.prediction_id = id_
         return replies
 
-    def _failed(self, seat: Seat, ask: Ask, error: Exception) -> None:
+    def failed(self, seat: Seat, ask: Ask, error: Exception) -> None:
         """Count it; where a challenger has no answer the champion is asked, so that nobody suffers from a trial."""
         seat.tally.failed()
         if seat.instead is None or ask.head.version is not None:

@@ -191,7 +191,7 @@ class Models:
         except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer is told
             waiting, seat.waiting = seat.waiting, []
             for ask in waiting:
-                ask.fail(TemporaryError(f"{seat.name} version {seat.version} could not be loaded again: {error}"))
+                ask.fail(seat, TemporaryError(f"{seat.name} version {seat.version} could not be loaded again: {error}"))
 
     async def _fetch(self, name: str, deployed: Deployed) -> LoadedModel:
         model = await self._load(name, deployed)
