@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from meguri_chassis.places import NotAllowed, Object, Unreachable, Unreadable
-from meguri_contracts.errors import NotFound
+from meguri_contracts.errors import Malformed, NotFound
 from meguri_inference.parts import sha256
 from meguri_inference.storing import Bucket, Folder, InputChanged, Inputs, Output, Outputs, OutputUnavailable
 
@@ -50,6 +50,8 @@ def test_inputs_are_plain_files_below_the_roots(tmp_path):
         known.open((tmp_path / "none.csv").as_uri())
     with pytest.raises(NotAllowed):
         known.open("file:///etc/passwd")
+    with pytest.raises(Malformed, match="surrogates"):
+        known.open(f"{tmp_path.as_uri()}/\ud800.csv")
     with pytest.raises(NotAllowed):
         Outputs([tmp_path.as_uri()]).open((tmp_path / "../out").as_uri())
 

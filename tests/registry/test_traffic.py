@@ -220,6 +220,25 @@ async def test_what_cannot_be_is_refused_in_words(known, command, body, status, 
 
 
 @pytest.mark.parametrize(
+    ("command", "content", "reason"),
+    [
+        ("canary", rb'{"version": NaN}', "body.version"),
+        ("canary", rb'{"version": "\ud800"}', "body.version"),
+        ("canary", rb'{"version": 2, "policy": {"\ud800": 1}}', "the policy breaks a rule"),
+        ("promote", rb'{"version": 2, "reason": "\ud800"}', "surrogates"),
+    ],
+)
+async def test_what_json_can_say_and_no_event_is_refused_in_words(known, command, content, reason):
+    for accuracy in (0.9, 0.5):
+        await known.trained(accuracy)
+    headers = {"Content-Type": "application/json"}
+    answer = await known.http.post(f"/models/{known.model}/{command}", content=content, headers=headers)
+
+    assert answer.status_code == 422
+    assert reason in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
     ("command", "body"), [("canary", {"version": 1}), ("ab", {"versions": [1]}), ("shadow", {"version": 1})]
 )
 async def test_before_the_first_champion_there_is_no_plan_to_change(known, command, body):

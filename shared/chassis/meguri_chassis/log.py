@@ -22,9 +22,10 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError
 from opentelemetry import propagate
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from meguri_chassis import telemetry
-from meguri_contracts.errors import Malformed, Newer, TemporaryError, TooLarge
+from meguri_contracts.errors import Invalid, Malformed, Newer, TemporaryError, TooLarge
 from meguri_contracts.events import BY_KIND, BY_TYPE, Event
 from meguri_contracts.names import MAX_ID_LENGTH, NAME_PATTERN, derived_id, is_name
 from meguri_contracts.topology import (
@@ -172,6 +173,13 @@ class Message:
         return {name: self.headers[name] for name in names if name in self.headers}
 
 
+def _as_bytes(event: Event) -> bytes:
+    try:
+        return event.model_dump_json().encode()
+    except PydanticSerializationError as error:
+        raise Invalid(f"the event cannot be written: {error}") from error
+
+
 def _check_size(body: bytes) -> None:
     if len(body) > MAX_INLINE_BYTES:
         raise TooLarge(
@@ -295,11 +303,11 @@ class EventLog:
 
         `source` is who says so, this service if not given. `causes` are trace contexts to link to. `expected` is the last
         sequence that the event's key may have; MovedOn is raised if it has a later one. An id that was appended before is
-        not appended again; its sequence is returned. Raises TooLarge for what no reader would take, LogUnavailable.
+        not appended again; its sequence is returned. Raises TooLarge or Invalid for what no reader would take, LogUnavailable.
         """
         if why := self.closed():
             raise LogUnavailable(why)
-        body = event.model_dump_json().encode()
+        body = _as_bytes(event)
         _check_size(body)
         with telemetry.publishing(event, id=id, cause=cause, journey=journey, causes=causes) as (span, own_journey):
             headers = ce_headers(event, id=id, source=source or self._source, time=datetime.now(UTC))

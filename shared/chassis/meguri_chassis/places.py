@@ -50,6 +50,7 @@ def below(uri: str, roots: Sequence[str]) -> Path | Object:
     `roots` are URLs such as file:///srv/incoming or s3://bucket/prefix.
     """
     try:
+        uri.encode()  # half a surrogate pair is in no name
         parts = urlsplit(uri)
     except ValueError as error:
         raise Malformed(f"{uri!r} is not a uri: {error}") from error

@@ -4,6 +4,7 @@ The HTTP side answers from the first moment on; everything that needs the broker
 """
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -14,7 +15,6 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, Header, Request, Response
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from faststream.nats import NatsBroker
@@ -414,13 +414,20 @@ def _add_health(service: Service) -> None:
     FastAPIInstrumentor.instrument_app(service.app, excluded_urls="health,metrics", exclude_spans=["send", "receive"])
 
 
+class _InAscii(JSONResponse):
+    """Can say any text back, also half a surrogate pair."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
 def _add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(MeguriError)
     async def on_error(_: Request, error: MeguriError) -> JSONResponse:
         status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 503)
         seconds = error.seconds if isinstance(error, Busy) else 1
         headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
-        return JSONResponse({"error": str(error)}, status, headers)
+        return _InAscii({"error": str(error)}, status, headers)
 
     @app.exception_handler(NatsError)
     async def on_broker_error(_: Request, error: NatsError) -> JSONResponse:
@@ -429,7 +436,9 @@ def _add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         said = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
-        return JSONResponse({"error": "; ".join(said), "detail": jsonable_encoder(error.errors())}, 422)
+        # Not what was sent: that may be nothing that JSON can say.
+        detail = [{what: e[what] for what in ("type", "loc", "msg")} for e in error.errors()]
+        return _InAscii({"error": "; ".join(said), "detail": detail}, 422)
 
     # Starlette's is the base of FastAPI's, and what an unknown path or method raises.
     @app.exception_handler(HTTPException)
