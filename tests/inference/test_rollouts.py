@@ -422,6 +422,17 @@ async def test_a_challenger_that_cannot_be_loaded_is_left_out_and_warned_of(infe
     await until(lambda: is_well(inference), "no warning any more")
 
 
+async def test_each_version_that_is_left_out_is_warned_of(inference, iris, ridge):
+    one, other = await inference.deployed(iris, 1), await inference.deployed(ridge, 2)
+    broken = await inference.deployed(iris, 3)
+    broken = broken.model_copy(update={"onnx": await inference.artifacts.put(b"no graph")})
+    canary = Canary(candidate=broken, weight=0.5, step=0, policy=CanaryPolicy())
+    await inference.wire.say(rollout(inference.model, one, canary=canary, shadows=(Shadow(candidate=other),)))
+
+    await until(lambda: warned_of(inference, "shadow version 2"), "a warning of the shadow")
+    assert await warned_of(inference, "canary version 3")
+
+
 async def warned_of(inference: Inference, why: str) -> bool:
     return any(why in warning for warning in await inference.warnings())
 

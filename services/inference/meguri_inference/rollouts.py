@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from itertools import chain
 
 from meguri_chassis import telemetry
 from meguri_chassis.artifacts import Artifacts
@@ -63,7 +64,7 @@ class Rollouts:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._logging: dict[str, Logging] = {}
         self._failed: dict[str, str] = {}
-        self._left_out: dict[str, str] = {}
+        self._left_out: dict[str, list[str]] = {}
         """Challengers and shadows that cannot be loaded, by model."""
         self._unsaid: dict[str, set[tuple[int, str]]] = {}
         """Versions and roles that serve, and the log does not know it yet, by model."""
@@ -78,7 +79,7 @@ class Rollouts:
 
     def failed(self) -> str | None:
         """Which plans are not followed, and why. What served before them goes on, so other models are not held up."""
-        return "; ".join([*self._failed.values(), *self._left_out.values()]) or None
+        return "; ".join([*self._failed.values(), *chain.from_iterable(self._left_out.values())]) or None
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -166,7 +167,7 @@ class Rollouts:
 
     async def _bring(self, served: Served, rollout: RolloutChanged) -> None:
         """Have the versions of a plan in memory. Raises MeguriError when the champion cannot be; others are left out then."""
-        self._left_out.pop(served.name, None)
+        self._left_out[served.name] = []
         with telemetry.tracer.start_as_current_span("load", attributes=telemetry.lineage(rollout)):
             await self._models.loaded(served.name, served.champion.deployed)
             for seat in served.seats[1:]:
@@ -178,8 +179,9 @@ class Rollouts:
                     raise
                 except MeguriError as error:
                     served.leave_out(seat)
-                    self._left_out[served.name] = f"{seat.role} of {served.name} is left out: {error}"
-                    logger.error(self._left_out[served.name])
+                    left_out = f"{seat.role} version {seat.version} of {served.name} is left out: {error}"
+                    self._left_out[served.name].append(left_out)
+                    logger.error(left_out)
 
     async def _say(self, message: Message, seat: Seat, seconds: float) -> None:
         logger.info("%s version %d serves as %s after %.3f s", seat.name, seat.version, seat.role, seconds)
