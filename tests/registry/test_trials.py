@@ -7,7 +7,7 @@ from meguri_contracts.events import ArmQuality
 from meguri_contracts.spec import TrialPolicy
 from meguri_registry.rollouts import roles
 from meguri_registry.trials import Ending, Sample, difference, ending
-from tests.registry.plans import Rollouts, reason, scored
+from tests.registry.plans import Rollouts, arm, reason, scored
 
 POLICY = TrialPolicy(alpha=0.05, min_labels=100, max_labels=5000)
 TRIALS = 400
@@ -163,6 +163,18 @@ def test_a_champion_that_nobody_beats_stays_and_nobody_was_taken_out_of_service_
     assert told.startswith("A/B test: none is better, the champion stays; version 1 has a mean score of 0.8000 on 500")
     assert roles(traffic.plan) == {1: "champion", 4: "shadow"}
     assert traffic.model.rolled_back == frozenset()
+
+
+def test_a_version_that_has_no_answer_too_often_ends_the_test_however_good_its_answers_are():
+    traffic = Rollouts()
+    traffic.ab(2, 3)
+    assert traffic.observe(arm(1, "champion", 300), arm(2, "arm", 300, errors=1), arm(3, "arm", 40, errors=20)) == []
+    told = reason(
+        traffic.observe(arm(1, "champion", 300), arm(2, "arm", 300, errors=1), arm(3, "arm", 300, errors=108))
+    )
+
+    assert told.startswith("A/B test: version 3 fails, the champion stays; 36 % of 300 requests had no answer")
+    assert roles(traffic.plan) == {1: "champion"}
 
 
 def test_a_measurement_of_other_versions_decides_nothing():

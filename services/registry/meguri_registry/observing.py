@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from meguri_contracts.events import LATENCY_BOUNDS, ArmObserved, ArmQuality, Canary, Event, Plan
+from meguri_contracts.spec import CanaryPolicy
 from meguri_registry.models import Model
 from meguri_registry.rollouts import changed, crowned, next_step, percent
 from meguri_registry.trials import Ending, Interval, Sample, above, difference, ending
@@ -76,7 +77,7 @@ def findings(model: Model, plan: Plan, canary: Canary) -> list[Finding]:
     found: list[Finding] = []
     if candidate in seen and seen[candidate].requests >= canary.policy.min_requests:
         theirs = seen.get(champion, ArmObserved(version=champion, role="champion", requests=0))
-        found.append(_errors(canary, seen[candidate], theirs))
+        found.append(_errors(canary.policy, seen[candidate], theirs))
         found.extend(_latency(canary, seen[candidate], theirs))
     if champion in labels and candidate in labels and labels[candidate].labels >= canary.policy.min_requests:
         task = model.spec.task if model.spec else "classification"
@@ -129,6 +130,10 @@ def _judge_canary(model: Model, plan: Plan, canary: Canary) -> list[Event]:
 
 
 def _judge_trial(model: Model, plan: Plan) -> list[Event]:
+    if failing := _failing(model, plan):
+        version, text = failing
+        reason = f"A/B test: version {version} fails, the champion stays; {text}"
+        return [changed(model, crowned(plan, plan.champion), reason=reason)]
     end = trial_ending(model, plan)
     if end is None or plan.trial is None:
         return []
@@ -137,6 +142,18 @@ def _judge_trial(model: Model, plan: Plan) -> list[Event]:
     verdict = "none is better, the champion stays" if end.winner is None else f"version {end.winner} is better"
     numbers = _scores(model, plan, end, plan.trial.policy.alpha / len(plan.trial.arms))
     return [changed(model, crowned(plan, winner), reason=f"A/B test: {verdict}; {numbers}")]
+
+
+def _failing(model: Model, plan: Plan) -> tuple[int, str] | None:
+    """Return a version of the A/B test that has no answer more often than a canary may: labels are only of what it answered."""
+    seen, policy = observed(model), model.spec.rollout.canary if model.spec else CanaryPolicy()
+    if (theirs := seen.get(plan.champion.version)) is None:
+        return None
+    for one in plan.challengers:
+        arm = seen.get(one.version)
+        if arm and arm.requests >= policy.min_requests and (found := _errors(policy, arm, theirs)).proven:
+            return one.version, found.text
+    return None
 
 
 def _scores(model: Model, plan: Plan, end: Ending, alpha: float) -> str:
@@ -153,15 +170,15 @@ def _mean(quality: ArmQuality) -> str:
     return f"{Sample.of_scores(quality).mean:.4f} on {quality.labels} labels"
 
 
-def _errors(canary: Canary, candidate: ArmObserved, champion: ArmObserved) -> Finding:
+def _errors(policy: CanaryPolicy, candidate: ArmObserved, champion: ArmObserved) -> Finding:
     mine = Sample.of_share(candidate.errors, candidate.requests)
     theirs = Sample.of_share(champion.errors, champion.requests)
-    excess = difference(mine, theirs, alpha=GUARD, narrowest=NARROWEST * canary.policy.min_requests)
+    excess = difference(mine, theirs, alpha=GUARD, narrowest=NARROWEST * policy.min_requests)
     text = (
         f"{percent(mine.mean)} of {candidate.requests} requests had no answer, {percent(theirs.mean)} of "
-        f"{champion.requests} of the champion's, {percent(canary.policy.max_errors)} more are allowed"
+        f"{champion.requests} of the champion's, {percent(policy.max_errors)} more are allowed"
     )
-    limit = canary.policy.max_errors
+    limit = policy.max_errors
     return Finding(excess.estimate > limit, excess.low > limit, text)
 
 
