@@ -581,6 +581,45 @@ async def test_a_connection_in_the_middle_of_a_request_is_not_closed_for_its_sil
         assert await client.closed()
 
 
+@pytest.mark.parametrize(
+    ("beginning", "status"),
+    [
+        (b"", None),
+        (f"POST {INFER} HTTP/1.1\r\nHost: a\r\n".encode(), 400),
+        (post(b"{", length=10_000), 400),
+        (b"POST /models HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{", None),
+    ],
+    ids=["nothing", "half a head", "half a body", "half a body of the control plane"],
+)
+async def test_a_request_that_does_not_come_on_is_not_waited_for_for_ever(
+    replica, iris, monkeypatch, beginning, status
+):
+    monkeypatch.setattr(connection, "PATIENCE", 0.1)
+    await replica.follow(iris)
+    async with served(replica) as server, server.client() as client:
+        client.send(beginning)
+
+        if status:
+            answer = await client.answer()
+            assert (answer.status, "did not come" in answer.json["error"]) == (status, True)
+        assert await client.closed()
+        await until(lambda: not server.connections, "nobody connected")
+
+
+async def test_who_waits_long_for_an_answer_or_sends_slowly_is_waited_for(replica, iris, monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE", 0.1)
+    await replica.follow(iris, Logging(durable=True))
+    replica.outlet.open.clear()
+    request = post(iris.body(iris.x[[60]]))
+    async with served(replica) as server, server.client() as slow, server.client() as impatient:
+        slow.send(request)
+        impatient.send(request[:-1])
+        assert (await impatient.answer()).status == 400
+        replica.outlet.open.set()
+
+        assert (await slow.answer()).labels == [1]
+
+
 async def test_who_never_reads_his_answers_is_not_read_any_more(replica, iris):
     await replica.follow(iris)
     request = get("/1") + post(iris.body(iris.x)) * 20

@@ -25,12 +25,19 @@ MAX_OWED = 1000
 """Requests of one connection that wait for their answers before no more of it is read."""
 LINGER = 1.0
 """Seconds after its last answer in which a client may close the connection himself."""
+PATIENCE = 60.0
+"""Seconds in which something more of a request must come."""
 _END = b"\r\n\r\n"
 
 
 class HeadTooLarge(TooLarge):
     def __init__(self) -> None:
         super().__init__(f"the head of the request is larger than the {MAX_UNREAD_BYTES} bytes that are accepted")
+
+
+class GivenUp(Invalid):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the rest of the request did not come within {seconds:g} s")
 
 
 class Connection(HttpToolsProtocol):
@@ -59,16 +66,24 @@ class Connection(HttpToolsProtocol):
     """Bytes since the parser last told something."""
     _seen = 0.0
     """When nothing was owed any more, by the loop's clock."""
+    _pieces = 0
+    """That have come."""
     _common: ClassVar[tuple[object, bytes]] = (None, b"")
 
     def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]
         super().connection_made(transport)
         self._owed = deque()
         self._body = []
+        self._patience = self.loop.call_later(PATIENCE, self._look, 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
+        self._pieces += 1
         if self._between:
             data = self._answer_known(data)
             if data:
@@ -277,6 +292,19 @@ class Connection(HttpToolsProtocol):
             self._wait(self.timeout_keep_alive if self._owed else left)
         else:
             super().timeout_keep_alive_handler()
+
+    def _look(self, pieces: int) -> None:
+        """Give a request up of which nothing more has come; `pieces` is what had come when this was looked at last."""
+        if self._last or self.transport.is_closing():
+            return
+        if self._pieces == pieces and not self.flow.read_paused:
+            if not pieces:
+                self.transport.close()
+                return
+            if not self._between:
+                self._break_off(GivenUp(PATIENCE))
+                return
+        self._patience = self.loop.call_later(PATIENCE, self._look, self._pieces)
 
     def shutdown(self) -> None:
         """Answer what was asked, and close."""
