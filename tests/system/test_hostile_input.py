@@ -11,6 +11,7 @@ import pytest
 from examples.digits.publish import images
 from meguri.client import Meguri
 from meguri_contracts.topology import DEAD, DEAD_PREFIX
+from tests.conftest import until
 from tests.system.conftest import Laptop
 
 pytestmark = pytest.mark.timeout(300)
@@ -86,7 +87,9 @@ async def test_an_event_sent_twice_is_taken_once(laptop: Laptop, meguri: Meguri)
     receipt = meguri.receipt(event, wait=20)
 
     assert (receipt["status"], receipt["rows"]) == ("committed", 1)
-    assert sum(arrival["event"] == event for arrival in meguri.used_in(event)) == 1
+    # Ingest knows it first; the registry hears of it a moment later.
+    arrivals = await until(lambda: meguri.used_in(event), "the arrival in the registry")
+    assert sum(arrival["event"] == event for arrival in arrivals) == 1
 
 
 async def test_a_subject_that_is_no_name_ends_as_a_dead_letter_with_the_reason(laptop: Laptop):
