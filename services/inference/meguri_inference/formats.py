@@ -15,19 +15,10 @@ import pyarrow.parquet as pq
 
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Signature
+from meguri_contracts.formats import FORMATS
 
 PIECE_ROWS = 16_384
 """Rows that are read, predicted and written at a time. Part of what a digest rests on: another number, other bytes."""
-FORMATS = {
-    "csv": "csv",
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "parquet": "parquet",
-    "arrow": "arrow",
-    "ipc": "arrow",
-    "feather": "arrow",
-}
-"""Endings of file names, and the format that each stands for."""
 
 TYPES = {"FP32": pa.float32(), "FP64": pa.float64(), "INT64": pa.int64(), "BOOL": pa.bool_(), "BYTES": pa.string()}
 _BUFFER = 1024 * 1024

@@ -16,19 +16,9 @@ import polars as pl
 from pydantic_core import from_json, to_json
 
 from meguri_contracts.errors import Malformed
+from meguri_contracts.formats import FORMATS
 from meguri_contracts.spec import MAX_COLUMNS
 from meguri_ingest.unpacking import MEMORY, REFUSED
-
-FORMATS = {
-    "csv": "csv",
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "parquet": "parquet",
-    "arrow": "arrow",
-    "ipc": "arrow",
-    "feather": "arrow",
-}
-"""Endings of file names, and the format that each stands for."""
 
 UNPACK_SECONDS = 300
 EXACT = 2**53
