@@ -4,12 +4,12 @@ Readers ignore unknown fields, so a new field with a default is free; any other 
 One example message of each type is kept in tests/contracts/examples.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from meguri_contracts.names import BatchId, ConsumerName, DatasetName, EpisodeId, EventId, ModelName, RunId
-from meguri_contracts.spec import CanaryPolicy, ModelSpec, TrialPolicy
+from meguri_contracts.spec import Action, CanaryPolicy, EpisodeKind, ModelSpec, TrialPolicy
 
 
 class Event(BaseModel):
@@ -314,6 +314,30 @@ class TrainingFailed(Event):
     reason: str
 
 
+class TrainingPostponed(Event):
+    """A run is wanted and does not begin yet; `reason` says what it waits for. Said once for the same triggers and reason."""
+
+    type = "meguri.training-postponed.v1"
+    key_field = "model"
+
+    model: ModelName
+    triggers: tuple[Trigger, ...]
+    """Those that want it."""
+    rows: int = Field(ge=0)
+    """New rows since the last run."""
+    needed: int = Field(ge=0)
+    """New rows that would be enough."""
+    reason: str
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        return tuple(trigger.event for trigger in self.triggers)
+
+    @property
+    def starts_trace(self) -> bool:
+        return False
+
+
 class Link(Part):
     """An event in a chain of causes."""
 
@@ -549,10 +573,19 @@ class RolloutObserved(Event):
 
 
 class Label(Part):
-    """The truth about a prediction."""
+    """The truth about a prediction: the one with an id, or else the last one about an entity up to a time."""
 
-    prediction_id: str = Field(min_length=1, max_length=256)
+    prediction_id: str | None = Field(default=None, min_length=1, max_length=256)
+    entity: str | None = Field(default=None, min_length=1, max_length=256)
+    time: AwareDatetime | None = None
+    """When it was so, of an entity; the time of the event when left out."""
     label: float | int | bool | str
+
+    @model_validator(mode="after")
+    def _is_of_one(self) -> Self:
+        if (self.prediction_id is None) == (self.entity is None):
+            raise ValueError("a label is of a prediction_id or of an entity: give one of both")
+        return self
 
 
 class LabelsArrived(Event):
@@ -604,10 +637,11 @@ class Window(Part):
 
 
 class DriftDetected(Event):
-    """Live features no longer look like the reference. Said by monitoring, once per episode.
+    """Live rows no longer look like the reference. Said by monitoring, once per episode.
 
-    `distance` is the Wasserstein distance of the worst feature in standard deviations of the reference; 0 when the two
-    match. `ks` and `p_value` are of the two-sample Kolmogorov-Smirnov test of the same feature.
+    `distance` is the Wasserstein distance of the worst feature in standard deviations of the reference, or of what is no number
+    the Jensen-Shannon distance; 0 when the two match. `ks` and `p_value` are of the two-sample Kolmogorov-Smirnov test of the
+    same feature; of what is no number, `ks` is the largest difference of a category's share and `p_value` of the test used.
     """
 
     type = "meguri.drift-detected.v1"
@@ -616,7 +650,9 @@ class DriftDetected(Event):
     model: ModelName
     version: int
     episode: EpisodeId
+    about: Literal["drift", "prediction", "missing", "categories"] = "drift"
     feature: str
+    """The worst one; about the prediction the column of the answer."""
     producer: str
     """Who contributes most to the distance."""
     share: float
@@ -629,10 +665,110 @@ class DriftDetected(Event):
     window: Window
     samples: tuple[str, ...] = ()
     """Some prediction ids of the window, of that producer."""
+    traces: tuple[str, ...] = ()
+    """Trace ids of these."""
+    inputs_moved: bool | None = None
+    """About the prediction: whether inputs moved in the same windows; null when it is not known or is about inputs itself."""
+    text: str = ""
+    """The episode in a sentence, in English."""
+    action: Action = "retrain"
+    action_reason: str = ""
+    """Why it is not what the spec says for this kind."""
+
+
+class PerformanceDegraded(Event):
+    """Predictions of a version are worse than they were, by the labels that arrived. Said by monitoring, once per episode."""
+
+    type = "meguri.performance-degraded.v1"
+    key_field = "model"
+
+    model: ModelName
+    version: int
+    episode: EpisodeId
+    about: Literal["performance"] = "performance"
+    metric: str
+    """`accuracy`, or `mae` of a regression."""
+    before: float
+    now: float
+    labels: int = Field(ge=0)
+    """Labelled predictions that `now` rests on."""
+    coverage: float | None = None
+    """Share of the version's answers that have a label."""
+    producer: str = ""
+    """Whose predictions lost most."""
+    share: float = 0
+    """Of the lost score, what is that producer's."""
+    samples: tuple[str, ...] = ()
+    """Some prediction ids that were wrong, of that producer."""
+    traces: tuple[str, ...] = ()
+    text: str = ""
+    action: Action = "retrain"
+    action_reason: str = ""
+
+
+class AnomalyDetected(Event):
+    """Something else than distribution or quality is not as it was. Said by monitoring, once per episode."""
+
+    type = "meguri.anomaly-detected.v1"
+    key_field = "model"
+
+    model: ModelName
+    version: int
+    episode: EpisodeId
+    about: Literal["schema", "volume", "silence", "measure"]
+    subject: str
+    """The column, the producer, or `evaluator.number` of a measure."""
+    value: float
+    """What was seen: requests a second, seconds without one, rows refused, or the distance of a measure from its reference."""
+    expected: float
+    """What it is held against, in the same unit."""
+    producer: str = ""
+    share: float = 0
+    window: Window | None = None
+    samples: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
+    """Of a measure first the trace in which the last rows of the window were written."""
+    inputs_moved: bool | None = None
+    """Of a measure: whether the model's inputs have an open episode or moved in their last windows."""
+    text: str = ""
+    action: Action = "notify"
+    action_reason: str = ""
+
+
+class EpisodeWorsened(Event):
+    """An open episode is much worse than when this was last said."""
+
+    type = "meguri.episode-worsened.v1"
+    key_field = "model"
+
+    model: ModelName
+    version: int
+    episode: EpisodeId
+    about: EpisodeKind
+    subject: str
+    before: float
+    """The score that was last said, in the unit of its kind."""
+    now: float
+    window: Window | None = None
+    text: str = ""
+
+
+class EpisodeAcknowledged(Event):
+    """A person has seen an open episode."""
+
+    type = "meguri.episode-acknowledged.v1"
+    key_field = "model"
+
+    model: ModelName
+    version: int
+    episode: EpisodeId
+    about: EpisodeKind
+    actor: str
+    note: str = ""
 
 
 class EpisodeResolved(Event):
-    """Live features look like the reference again, or another version with another reference serves."""
+    """What the episode was about is as before, or another version with another reference serves."""
 
     type = "meguri.episode-resolved.v1"
     key_field = "model"
@@ -640,7 +776,62 @@ class EpisodeResolved(Event):
     model: ModelName
     version: int
     episode: EpisodeId
+    about: EpisodeKind = "drift"
     reason: str
+
+
+class NoticeSent(Event):
+    """Somebody was told that an episode began or ended."""
+
+    type = "meguri.notice-sent.v1"
+    key_field = "model"
+
+    model: ModelName
+    episode: EpisodeId
+    moment: Literal["opened", "resolved"]
+    target: str
+    """Whom: the URL without its secrets."""
+    subject: str
+    """The first line of the message."""
+
+    @property
+    def identity(self) -> str:
+        return f"{self.moment}-{self.target}"
+
+
+class NoticeFailed(Event):
+    """Nobody could be told at a target, after all tries; the message is not lost, it is parked as a dead letter."""
+
+    type = "meguri.notice-failed.v1"
+    key_field = "model"
+
+    model: ModelName
+    episode: EpisodeId
+    moment: Literal["opened", "resolved"]
+    target: str
+    error: str
+
+    @property
+    def identity(self) -> str:
+        return f"{self.moment}-{self.target}"
+
+
+class MeasuresRefilled(Event):
+    """The table of an evaluator was computed again from the predictions that are kept; what was missing is there now."""
+
+    type = "meguri.measures-refilled.v1"
+    key_field = "model"
+
+    model: ModelName
+    evaluator: str
+    rows: int = Field(ge=0)
+    """That the evaluator gave."""
+    written: int = Field(ge=0)
+    """Of these, those that the table did not have."""
+    first: int
+    last: int
+    """Stream sequences of the predictions, both included."""
+    actor: str
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -811,6 +1002,7 @@ EVENTS: tuple[type[Event], ...] = (
     TrainingStarted,
     ModelTrained,
     TrainingFailed,
+    TrainingPostponed,
     LoopBroken,
     ModelRegistered,
     PromotionRejected,
@@ -821,7 +1013,14 @@ EVENTS: tuple[type[Event], ...] = (
     LabelsArrived,
     QualityMeasured,
     DriftDetected,
+    PerformanceDegraded,
+    AnomalyDetected,
+    EpisodeWorsened,
+    EpisodeAcknowledged,
     EpisodeResolved,
+    NoticeSent,
+    NoticeFailed,
+    MeasuresRefilled,
     BatchRequested,
     ShardPlanned,
     ShardScored,
@@ -830,5 +1029,7 @@ EVENTS: tuple[type[Event], ...] = (
     MessageParked,
     MessageRedriven,
 )
+OPENINGS = (DriftDetected, PerformanceDegraded, AnomalyDetected)
+"""What begins an episode."""
 BY_TYPE: dict[str, type[Event]] = {event.type: event for event in EVENTS}
 BY_KIND: dict[str, type[Event]] = {event.kind(): event for event in EVENTS}

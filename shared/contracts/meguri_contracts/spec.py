@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Set
 from enum import StrEnum
 from functools import cached_property
 from math import prod
@@ -18,11 +19,18 @@ from pydantic import (
 )
 
 from meguri_contracts.gates import Gate, parse_gate
-from meguri_contracts.names import DatasetName, ModelName
+from meguri_contracts.names import NAME_PATTERN, DatasetName, ModelName
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_COLUMNS = 10_000
 Task = Literal["classification", "regression", "outliers"]
+EpisodeKind = Literal[
+    "drift", "prediction", "missing", "categories", "schema", "volume", "silence", "performance", "measure"
+]
+"""What an episode is about: the inputs' or the answers' distribution, the share of missing values, categories never seen in
+training, columns that do not fit, more or fewer requests than before, none at all, quality on labels, a business number."""
+Action = Literal["ignore", "notify", "retrain", "rollback"]
+"""What follows from an episode: nothing, not even an alert; an alert; an alert and a new model; an alert and the model before."""
 RESERVED = "_"
 """Column names with this prefix belong to ingest: `_event`, `_producer`, `_arrived`."""
 
@@ -60,6 +68,13 @@ class ColumnType(StrEnum):
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _without(dumped: dict[str, Any], spec: _Spec, known: Set[str]) -> dict[str, Any]:
+    """Leave out the fields that say nothing but the default, those that older replicas have always known aside."""
+    usual = {name: field.get_default() for name, field in type(spec).model_fields.items() if name not in known}
+    silent = {name for name, default in usual.items() if getattr(spec, name) == default}
+    return {name: value for name, value in dumped.items() if name not in silent}
 
 
 class Column(_Spec):
@@ -123,11 +138,50 @@ class Retrain(_Spec):
     first_rows: int = Field(default=1, gt=0)
     """Rows that the dataset needs before the first run."""
     drift: bool = True
-    """Whether drift makes the next new rows enough, however few."""
+    """Whether an episode that is to retrain makes `fresh_rows` new rows enough."""
+    fresh_rows: int = Field(default=1, gt=0)
+    """New rows since the last run that are enough after such an episode."""
+
+    @model_serializer(mode="wrap")
+    def _without_news(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(dump(self), self, _KNOWN_TO_RETRAIN)
+
+
+class Method(_Spec):
+    """How one feature is judged instead of the rule: one statistic and the value above which it has drifted."""
+
+    method: Literal["ks", "wasserstein", "psi", "jensen-shannon"]
+    """Kolmogorov-Smirnov distance; Wasserstein distance in standard deviations of the reference (both of numbers); population
+    stability index; Jensen-Shannon distance (natural logarithm), on the bins or categories of the reference."""
+    threshold: float = Field(default=0.1, gt=0)
+
+
+class Performance(_Spec):
+    """When the quality on labels has become worse."""
+
+    delta: float = Field(default=0.002, gt=0, lt=1)
+    """Of ADWIN, on the errors in the order in which their labels arrive: smaller is slower and surer."""
+    drop: float = Field(default=0.05, ge=0)
+    """Least loss: of accuracy, or as a share of the mean absolute error before."""
+    min_labels: int = Field(default=100, ge=20)
+    """Labelled predictions of a version before anything is said."""
+
+
+class Watch(_Spec):
+    """An evaluator and which of its numbers are watched."""
+
+    evaluator: str = Field(pattern=NAME_PATTERN)
+    """Its name among the installed ones (entry points of group `meguri.evaluators`)."""
+    numbers: tuple[str, ...] = ()
+    """Columns of its table that are watched; none: the table is only kept."""
+    baseline_rows: int = Field(default=200, ge=20)
+    """Rows since the version is champion that are the reference."""
+    window_rows: int = Field(default=50, ge=20)
+    """Rows that make a window."""
 
 
 class Monitor(_Spec):
-    """When live features no longer look like the reference. The defaults stay quiet while means wander a little."""
+    """When live rows no longer look like the reference. The defaults stay quiet while means wander a little."""
 
     window_rows: int = Field(default=500, ge=50, le=1_000_000)
     """Predictions that make a window. Smaller reacts sooner and sees only larger shifts."""
@@ -136,17 +190,70 @@ class Monitor(_Spec):
     p_value: float = Field(default=0.001, gt=0, lt=1)
     """Significance of the Kolmogorov-Smirnov test, divided by the number of features."""
     distance: float = Field(default=0.1, ge=0)
-    """Least effect: KS distance, or Wasserstein distance in standard deviations of the reference."""
+    """Least effect: KS distance, or Wasserstein distance in standard deviations of the reference; of categories
+    Jensen-Shannon distance."""
     windows: int = Field(default=2, ge=1, le=100)
     """Windows in a row that must agree before an episode begins or ends."""
+    window_seconds: float | None = Field(default=None, ge=1, le=31 * 86400)
+    """When given, windows are as long as this, by the time of the predictions, however many rows they have."""
+    late_seconds: float = Field(default=10, ge=0, le=86400)
+    """How much later than a window's end its predictions may come; what comes later is counted as late, and kept."""
+    rule: Literal["meguri", "evidently"] = "meguri"
+    """Significance and effect together, or the verdicts that Evidently gives by default."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Rule evidently: the share of the features that must have drifted."""
+    ignore: tuple[str, ...] = ()
+    """Features that are not judged; ranges allowed."""
+    methods: dict[str, Method] = {}
+    """By feature: how it is judged instead."""
+    prediction: bool = True
+    """Whether the distribution of the answers is judged like a feature."""
+    missing: float | None = Field(default=0.05, gt=0, le=1)
+    """By how much the share of missing values must differ from the reference's; null: not watched."""
+    categories: float | None = Field(default=0.01, gt=0, le=1)
+    """Share of rows with categories that the reference does not have; null: not watched."""
+    volume: float | None = Field(default=None, gt=1)
+    """How many times more or fewer requests than in the windows before are an episode; null: not watched."""
+    silence: float | None = Field(default=None, ge=1, le=31 * 86400)
+    """Seconds without any prediction that are an episode; null: not watched."""
+    performance: Performance | None = Performance()
+    """null: not watched."""
+    slices: tuple[str, ...] = ()
+    """Features by whose values quality is told apart; numbers by the quarters of the reference."""
+    evaluators: tuple[Watch, ...] = ()
+    actions: dict[EpisodeKind, Action] = {}
+    """By kind of episode; drift and performance retrain, all others notify, where nothing else is said."""
+    cooldown: float = Field(default=0, ge=0)
+    """Seconds after an episode that retrained or rolled back during which others only notify."""
 
     @model_validator(mode="after")
     def _window_can_be_judged(self) -> Self:
-        if self.window_rows < self.min_rows:
+        if self.window_seconds is None and self.window_rows < self.min_rows:
             raise ValueError(
                 f"window_rows {self.window_rows} is below min_rows {self.min_rows}: no window could be judged"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_news(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(dump(self), self, _KNOWN_TO_MONITOR)
+
+    def action(self, kind: EpisodeKind) -> Action:
+        """What follows from an episode of a kind."""
+        return self.actions.get(kind, "retrain" if kind in ("drift", "performance") else "notify")
+
+
+_KNOWN_TO_MONITOR = frozenset({"window_rows", "min_rows", "p_value", "distance", "windows"})
+_KNOWN_TO_RETRAIN = frozenset({"rows", "first_rows", "drift"})
+
+
+class Notify(_Spec):
+    """Who is told of episodes: one message when one begins, one when it ends."""
+
+    urls: tuple[str, ...] = ()
+    """Of Apprise: mailto://, slack://, msteams://, json:// and the rest. `${NAME}` stands for a variable of monitoring's
+    environment, so that no password need stand in a spec."""
+    language: Literal["en", "ja"] = "en"
 
 
 class CanaryPolicy(_Spec):
@@ -229,6 +336,7 @@ class ModelSpec(_Spec):
     rollout: Rollout = Rollout()
     log: PredictionLog = PredictionLog()
     monitor: Monitor = Monitor()
+    notify: Notify = Notify()
 
     @model_validator(mode="after")
     def _target_fits(self) -> Self:
@@ -264,6 +372,19 @@ class ModelSpec(_Spec):
         return self
 
     @model_validator(mode="after")
+    def _monitor_names_features(self) -> Self:
+        named = {
+            "ignore": [name for pattern in self.monitor.ignore for name in expand(pattern)],
+            "methods": list(self.monitor.methods),
+            "slices": list(self.monitor.slices),
+        }
+        features = set(self.feature_names)
+        for field, names in named.items():
+            if unknown := [name for name in names if name not in features]:
+                raise ValueError(f"monitor.{field}: {unknown[0]!r} is no feature of the model")
+        return self
+
+    @model_validator(mode="after")
     def _gate_names_metrics(self) -> Self:
         if unknown := [m for rule in parse_gate(self.gate) for m in rule.metrics if m not in self.metrics]:
             what = "outliers" if self.task == "outliers" else f"a {self.task}"
@@ -275,9 +396,7 @@ class ModelSpec(_Spec):
     def _without_news(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What the first release did not know is left out where it says nothing: its replicas refuse unknown fields, and the
         digest of a spec stays what it was."""
-        news = {"rollout": Rollout(), "log": PredictionLog()}
-        silent = {name for name, usual in news.items() if getattr(self, name) == usual}
-        return {name: value for name, value in dump(self).items() if name not in silent}
+        return _without(dump(self), self, set(type(self).model_fields) - {"rollout", "log", "notify"})
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:

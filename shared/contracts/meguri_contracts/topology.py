@@ -10,11 +10,14 @@ from meguri_contracts.events import Event
 
 LOG = "MEGURI"
 PREDICTIONS = "PREDICTIONS"
+WINDOWS = "WINDOWS"
 DEAD = "DEAD"
 ADVISORIES = "ADVISORIES"
 
 EVENT_PREFIX = "meguri.events"
 PREDICTION_PREFIX = "meguri.predictions"
+WINDOW_PREFIX = "meguri.windows"
+"""Before the model's name: parts of windows that a replica of monitoring has yet to count."""
 INFER_PREFIX = "meguri.infer"
 """Before the model's name: where a prediction can be asked for by request and reply."""
 DEAD_PREFIX = "meguri.dead"
@@ -55,6 +58,7 @@ class Stream:
 STREAMS = (
     Stream(LOG, (f"{EVENT_PREFIX}.>",), keeps=True),
     Stream(PREDICTIONS, (f"{PREDICTION_PREFIX}.*",), max_age=7 * 86400, max_bytes=8 * 1024**3, duplicate_window=120),
+    Stream(WINDOWS, (f"{WINDOW_PREFIX}.*",), max_age=7 * 86400, max_bytes=256 * 1024**2, duplicate_window=120),
     Stream(DEAD, (f"{DEAD_PREFIX}.>",), keeps=True),
     # What the broker itself gives up on: it moves no message, it only says so.
     Stream(
@@ -94,7 +98,7 @@ TRAINING_TRIGGERS = Consumer(
         e.SpecApplied,
         e.DataCommitted,
         e.TrainingRequested,
-        e.DriftDetected,
+        *e.OPENINGS,
         e.TrainingFailed,
         e.RolloutChanged,
         e.PromotionRejected,
@@ -104,9 +108,12 @@ TRAINING_TRIGGERS = Consumer(
 TRAINING_FITS = Consumer("training-fits", (e.TrainingStarted,), ack_wait=10, max_ack_pending=16)
 REGISTRY_JUDGE = Consumer("registry-judge", (e.ModelTrained,))
 REGISTRY_ROLLOUTS = Consumer("registry-rollouts", (e.RolloutObserved, e.QualityMeasured))
+REGISTRY_EPISODES = Consumer("registry-episodes", e.OPENINGS)
 INFERENCE_BATCHES = Consumer("inference-batches", (e.BatchRequested, e.ShardPlanned), ack_wait=10, max_ack_pending=64)
 MONITORING_ROLLOUTS = Consumer("monitoring-rollouts", (e.RolloutChanged,))
 MONITORING_LABELS = Consumer("monitoring-labels", (e.LabelsArrived,))
+MONITORING_NOTICES = Consumer("monitoring-notices", (*e.OPENINGS, e.EpisodeResolved))
+MONITORING_WINDOWS = Consumer("monitoring-windows", (), stream=WINDOWS, ack_wait=5, max_ack_pending=64)
 MONITORING_ADVISORIES = Consumer("monitoring-advisories", (), stream=ADVISORIES)
 
 CONSUMERS = (
@@ -115,9 +122,12 @@ CONSUMERS = (
     TRAINING_FITS,
     REGISTRY_JUDGE,
     REGISTRY_ROLLOUTS,
+    REGISTRY_EPISODES,
     INFERENCE_BATCHES,
     MONITORING_ROLLOUTS,
     MONITORING_LABELS,
+    MONITORING_NOTICES,
+    MONITORING_WINDOWS,
     MONITORING_ADVISORIES,
 )
 
@@ -132,6 +142,7 @@ SAID_BY: dict[type[Event], str] = {
     e.TrainingStarted: "training",
     e.ModelTrained: "training",
     e.TrainingFailed: "training",
+    e.TrainingPostponed: "training",
     e.LoopBroken: "training",
     e.ModelRegistered: "registry",
     e.PromotionRejected: "registry",
@@ -147,7 +158,14 @@ SAID_BY: dict[type[Event], str] = {
     e.BatchCompleted: "inference",
     e.BatchFailed: "inference",
     e.DriftDetected: "monitoring",
+    e.PerformanceDegraded: "monitoring",
+    e.AnomalyDetected: "monitoring",
+    e.EpisodeWorsened: "monitoring",
+    e.EpisodeAcknowledged: "monitoring",
     e.EpisodeResolved: "monitoring",
+    e.NoticeSent: "monitoring",
+    e.NoticeFailed: "monitoring",
+    e.MeasuresRefilled: "monitoring",
     e.MessageParked: EVERY_SERVICE,
     e.MessageRedriven: OPERATOR,
 }

@@ -1,0 +1,1 @@
+"""Says what follows from judged windows, from silence and from commands."""

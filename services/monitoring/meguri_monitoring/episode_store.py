@@ -1,0 +1,1 @@
+"""Tables of episodes, their timeline and evidence."""

@@ -1,0 +1,1 @@
+"""Runs evaluators on predictions, and keeps and watches their numbers."""

@@ -1,0 +1,1 @@
+"""Tables of labels, and of predictions with their labels."""

@@ -1,0 +1,1 @@
+"""Tables of evaluators: how far they have come, and windows of their numbers."""

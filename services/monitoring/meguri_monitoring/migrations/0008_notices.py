@@ -1,0 +1,8 @@
+"""Who was told of which episode."""
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    pass

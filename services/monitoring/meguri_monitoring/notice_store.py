@@ -1,0 +1,1 @@
+"""Table of who was told of which episode."""

@@ -1,0 +1,1 @@
+"""Joins labels to predictions, however late they are, and watches the errors."""

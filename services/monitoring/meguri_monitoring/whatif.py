@@ -1,0 +1,1 @@
+"""Recomputes a past episode from the predictions that are kept, under another rule."""

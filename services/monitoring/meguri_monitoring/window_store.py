@@ -1,0 +1,1 @@
+"""Tables of windows: planned, counted in parts, judged."""
