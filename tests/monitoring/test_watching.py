@@ -8,7 +8,7 @@ from sqlmodel import Session, select
 from meguri_chassis.store import Position
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from meguri_monitoring.store import PREDICTIONS as PREDICTED
-from meguri_monitoring.store import JudgedRow, OpenWindowRow
+from meguri_monitoring.window_store import PlannedRow, WindowRow
 from tests.conftest import until
 from tests.monitoring.conftest import TRACE, WINDOW, message, monitoring_in, values
 from tests.services import name
@@ -89,7 +89,7 @@ def odd(kind: str, model: str) -> bytes:
     return {
         "no Arrow": b"no Arrow",
         "other features": message(model, values(n, 1), z=[0.5] * n),
-        "features in another order": message(model, values(n, 1), y=[0.5] * n, x=[0.5] * n),
+        "a feature too many": message(model, values(n, 1), x=[0.5] * n, y=[0.5] * n, z=[0.5] * n),
         "a model that leads elsewhere": message("../../elsewhere", values(n, 1)),
     }[kind]
 
@@ -98,8 +98,8 @@ def odd(kind: str, model: str) -> bytes:
     ("kind", "reason"),
     [
         ("no Arrow", "Malformed: not an Arrow IPC stream"),
-        ("other features", "not the 2 of its reference"),
-        ("features in another order", "or the same in another order"),
+        ("other features", "no column 'x', which is a feature of their reference"),
+        ("a feature too many", "a column 'z', which is no feature of their reference"),
         ("a model that leads elsewhere", "which is no name"),
     ],
 )
@@ -138,16 +138,16 @@ async def test_a_version_without_a_reference_that_changes_its_columns_stops_nobo
 
 
 def counted(database_url: str) -> dict[str, list[Any]]:
-    """The windows of a service, the open one byte by byte, and how far it has counted."""
+    """The verdicts on windows, what is planned, and up to which message it is, once all of that is counted."""
     engine = sqlalchemy.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     with Session(engine) as session:
-        judged = session.exec(select(JudgedRow).order_by(JudgedRow.id)).all()
+        windows = session.exec(select(WindowRow).order_by(WindowRow.version, WindowRow.rollout, WindowRow.number)).all()
+        closed = [row for row in windows if row.number is not None]
+        position = [row.sequence for row in session.exec(select(Position).where(Position.projection == PREDICTED))]
         found = {
-            "judged": [(row.version, row.judged) for row in judged],
-            "open": [(row.version, row.window) for row in session.exec(select(OpenWindowRow))],
-            "position": [
-                row.sequence for row in session.exec(select(Position).where(Position.projection == PREDICTED))
-            ],
+            "judged": [(row.version, row.judged) for row in closed],
+            "planned": [(row.version, row.planner) for row in session.exec(select(PlannedRow))],
+            "position": position if all(row.judged for row in closed) else [],
         }
     engine.dispose()
     return found

@@ -1,171 +1,165 @@
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meguri_chassis.profiles import KEPT, profile_of
-from meguri_contracts.errors import Invalid, Malformed
 from meguri_contracts.spec import Monitor
-from meguri_monitoring.episodes import judge
-from meguri_monitoring.predictions import Batch
-from meguri_monitoring.windows import MAX_PRODUCERS, OTHERS, SAMPLES, Window, add
-
-NAMES = ("x", "y")
-ROWS = np.random.default_rng(3).normal(size=(3_000, 2))
-REFERENCE = profile_of(NAMES, ROWS[:500])
-PRODUCERS = tuple("abcab"[i % 5] for i in range(len(ROWS)))
+from meguri_monitoring import windows
+from meguri_monitoring.windows import SECOND, Part, Planner, Window, plan
 
 
-def batch(start, end, sequence, producers=PRODUCERS, features=NAMES) -> Batch:
-    return Batch(
-        model="digits",
-        version=1,
-        sequence=sequence,
-        features=features,
-        rows=ROWS[start:end],
-        ids=tuple(f"id-{i}" for i in range(start, end)),
-        producers=producers[start:end],
-        frame=pl.DataFrame(),
-    )
+def rule(window_rows=100, **more) -> Monitor:
+    return Monitor(window_rows=window_rows, min_rows=50, **more)
 
 
-def fed(cuts, window_rows, rows=1_000):
-    """The windows that close when the first rows arrive in messages that end at `cuts`, and the one left open."""
-    ends = [*sorted(set(cuts)), rows]
-    closed, window = [], Window()
-    for sequence, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), start=1):
-        full, window = add(window, batch(start, end, sequence), REFERENCE, window_rows)
-        closed += full
-    return closed, window
-
-
-def contents(window):
-    return window.rows, {name: (share.profile.to_json(), share.samples) for name, share in window.producers.items()}
+def planned(sizes, how, planner=None):
+    """The windows told of when messages of these many rows come, by length and key the last news of each with all its parts."""
+    planner = planner or Planner()
+    told: dict[tuple[int, int], Window] = {}
+    parts: dict[tuple[int, int], tuple[Part, ...]] = {}
+    for sequence, rows in enumerate(sizes, start=planner.last + 1):
+        one = plan(planner, sequence, np.zeros(rows, np.int64), how)
+        planner = one.planner
+        for window in one.windows:
+            key = (window.length, window.key)
+            parts[key] = (*parts.get(key, ()), *window.parts)
+            told[key] = window
+    return planner, [(window, parts[key]) for key, window in told.items()]
 
 
 def test_a_window_closes_with_exactly_its_rows():
-    closed, left = fed([120, 400, 730], window_rows=300)
+    planner, told = planned([120, 280, 330, 270], rule(300))
 
-    assert [(one.rows, one.first, one.last) for one in closed] == [(300, 1, 2), (300, 2, 3), (300, 3, 4)]
-    assert (left.rows, left.first, left.last) == (100, 4, 4)
+    assert [(one.number, one.first, one.last, one.rows) for one, _ in told] == [
+        (0, 1, 2, 300),
+        (1, 2, 3, 300),
+        (2, 3, 4, 300),
+    ]
+    assert [parts for _, parts in told] == [
+        (Part(0, 1, 2, 0, 300),),
+        (Part(0, 2, 3, 180, 300),),
+        (Part(0, 3, 4, 200, 300),),
+    ]
+    assert (planner.open[0].rows, planner.open[0].part_first, planner.open[0].part_skip) == (100, 4, 170)
 
 
 def test_a_message_larger_than_a_window_fills_several():
-    closed, left = fed([], window_rows=300)
+    planner, told = planned([1_000], rule(300))
 
-    assert [(one.rows, one.first, one.last) for one in closed] == [(300, 1, 1)] * 3
-    assert left.rows == 100
-
-
-@settings(max_examples=30, deadline=None)
-@given(cuts=st.lists(st.integers(1, 999), max_size=8), window_rows=st.integers(50, 1_200))
-def test_windows_are_the_same_however_the_stream_was_cut(cuts, window_rows):
-    closed, left = fed(cuts, window_rows)
-    expected, expected_left = fed([], window_rows)
-
-    assert [contents(one) for one in closed] == [contents(one) for one in expected]
-    assert contents(left) == contents(expected_left)
+    assert [(one.number, *parts) for one, parts in told] == [
+        (0, Part(0, 1, 1, 0, 300)),
+        (1, Part(0, 1, 1, 300, 300)),
+        (2, Part(0, 1, 1, 600, 300)),
+    ]
+    assert planner.open[0].rows == 100
 
 
-def test_a_window_has_the_rows_of_each_producer_and_of_all():
-    (window,), _ = fed([333], window_rows=1_000)
-    mine = [i for i in range(1_000) if PRODUCERS[i] == "c"]
-    expected = REFERENCE.like()
-    expected.update(ROWS[mine])
+def test_a_message_that_comes_again_changes_nothing():
+    planner, _ = planned([50, 20], rule())
 
-    assert window.producers["c"].profile.to_json() == expected.to_json()
-    assert window.producers["c"].samples == tuple(f"id-{i}" for i in mine[-SAMPLES:])
-    assert window.profile(REFERENCE).rows == 1_000
-    assert window.profile(REFERENCE).features["x"].mean == pytest.approx(ROWS[:1_000, 0].mean(), rel=1e-5)
-
-
-def test_a_message_that_comes_again_is_not_counted_again():
-    closed, open_ = add(Window(), batch(0, 250, 7), REFERENCE, 100)
-
-    assert (len(closed), open_.rows) == (2, 50)
-    assert add(open_, batch(0, 250, 7), REFERENCE, 100) == ([], open_)
-
-
-def test_a_message_that_ended_a_window_is_not_counted_again_either():
-    (_,), empty = add(Window(), batch(0, 100, 7), REFERENCE, 100)
-
-    assert empty.rows == 0
-    assert add(empty, batch(0, 100, 7), REFERENCE, 100) == ([], empty)
-    assert add(empty, batch(100, 130, 9), REFERENCE, 100)[1].first == 9
-
-
-def test_adding_leaves_the_window_as_it_was():
-    _, window = add(Window(), batch(0, 2_500, 1), REFERENCE, 10_000)
-    before = window.to_bytes()
-    add(window, batch(2_500, 3_000, 2), REFERENCE, 10_000)
-
-    assert window.to_bytes() == before
+    assert plan(planner, 2, np.zeros(20, np.int64), rule()) == windows.Planned(planner)
 
 
 def test_a_window_over_a_lowered_limit_closes_with_what_it_has():
-    _, window = add(Window(), batch(0, 200, 1), REFERENCE, 500)
-    (over, full), left = add(window, batch(200, 350, 2), REFERENCE, 100)
+    planner, _ = planned([200], rule(500))
+    planner, told = planned([150], rule(100), planner)
 
-    assert ((over.rows, over.last), full.rows, left.rows) == ((200, 1), 100, 50)
-
-
-@pytest.mark.parametrize("rows", [0, 10, 500, 2 * KEPT + 10])
-def test_a_window_read_back_is_the_same_and_goes_on(rows):
-    _, window = add(Window(), batch(0, rows, 5), REFERENCE, 10_000)
-    back = Window.from_bytes(window.to_bytes())
-
-    assert (back.first, back.last, contents(back)) == (window.first, window.last, contents(window))
-    assert back.to_bytes() == window.to_bytes()
-    assert add(back, batch(0, 10, 6), REFERENCE, 10_000)[1].rows == rows + 10
-
-
-def test_a_crowd_of_producers_does_not_grow_a_window_without_end():
-    crowd = tuple(f"producer-{i}" for i in range(500))
-    (window,), _ = add(Window(), batch(0, 500, 1, producers=crowd), REFERENCE, 500)
-
-    assert len(window.producers) == MAX_PRODUCERS + 1
-    assert window.producers[OTHERS].profile.rows == 500 - MAX_PRODUCERS
-    assert window.profile(REFERENCE).rows == 500
-
-
-def test_rows_of_other_features_are_refused():
-    with pytest.raises(Invalid, match="digits version 1"):
-        add(Window(), batch(0, 10, 1, features=("y", "x")), REFERENCE, 100)
-
-
-@pytest.mark.parametrize("data", [b"", b"no", profile_of(NAMES, ROWS).to_bytes()])
-def test_what_is_no_window_is_malformed(data):
-    with pytest.raises(Malformed, match="not a window"):
-        Window.from_bytes(data)
-
-
-def mixed(flag: bool) -> Batch:
-    """Predictions on a number, a boolean and, what `features` leaves out, a text."""
-    rows = np.column_stack([ROWS[:50, 0], np.full(50, float(flag))])
-    ids = tuple(str(i) for i in range(50))
-    return Batch("m", 1, 1, ("x", "open"), rows, ids, PRODUCERS[:50], pl.DataFrame(), frozenset({"open"}))
-
-
-def test_of_mixed_features_those_that_the_reference_has_are_counted():
-    without, with_flag = profile_of(("x",), ROWS[:500, :1]), profile_of(("x", "open"), ROWS[:500])
-
-    assert [list(window.profile(of).features) for of in (without, with_flag) for window in [add_all(of)]] == [
-        ["x"],
-        ["x", "open"],
+    assert [(one.number, one.rows, one.last, *parts) for one, parts in told] == [
+        (0, 200, 1, Part(0, 1, 1, 0, 200)),
+        (1, 100, 2, Part(0, 2, 2, 0, 100)),
     ]
-    with pytest.raises(Invalid, match="have 1 features, not the 2 of its reference"):
-        add(Window(), mixed(True), REFERENCE, 100)
+    assert planner.open[0].rows == 50
 
 
-def add_all(reference) -> Window:
-    return add(Window(), mixed(True), reference, 100)[1]
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 900), max_size=30),
+    window_rows=st.integers(50, 700),
+    part_rows=st.integers(20, 300),
+)
+def test_every_row_is_in_one_part_of_one_window_in_the_order_of_the_stream(sizes, window_rows, part_rows):
+    before, windows.PART_ROWS = windows.PART_ROWS, part_rows
+    try:
+        planner, told = planned(sizes, rule(window_rows))
+    finally:
+        windows.PART_ROWS = before
+    rows = [(sequence, at) for sequence, size in enumerate(sizes, start=1) for at in range(size)]
+    found = []
+    for window, parts in told:
+        of_it = []
+        for part in parts:
+            near = [row for row in rows if part.first <= row[0] <= part.last][part.skip :][: part.rows]
+            assert len(near) == part.rows <= part_rows
+            of_it += near
+        assert [part.number for part in parts] == list(range(len(parts)))
+        if window.number is not None:
+            assert len(of_it) == window.rows == window_rows
+            assert window.planned == len(parts)
+        found += of_it
+    left = planner.open[0].part_rows if planner.open else 0
+    assert found == rows[: len(rows) - left]
+    assert [one.number for one, _ in told if one.number is not None] == list(range(len(rows) // window_rows))
 
 
-def test_a_model_of_texts_alone_has_windows_that_say_nothing():
-    reference = profile_of((), np.empty((500, 0)))
-    texts = Batch("m", 1, 1, (), np.empty((300, 0)), tuple(map(str, range(300))), PRODUCERS[:300], pl.DataFrame())
-    (closed,), _ = add(Window(), texts, reference, 300)
+# --- by time --------------------------------------------------------------------------------------------------------
 
-    judged = judge(1, closed, reference, Monitor())
-    assert (judged.judged, judged.moved, judged.window.rows) == (False, False, 300)
+
+def at(*seconds: float) -> np.ndarray:
+    return (np.array(seconds) * SECOND).astype(np.int64)
+
+
+MINUTE = rule(window_seconds=60, late_seconds=10)
+
+
+def test_a_window_by_time_waits_for_late_rows_and_counts_those_that_are_later():
+    planner = plan(Planner(), 1, at(61, 65, 119, 121), MINUTE).planner
+    waits = plan(planner, 2, at(118, 129.9), MINUTE)
+    closes = plan(waits.planner, 3, at(117, 131), MINUTE)
+    late = plan(closes.planner, 4, at(60, 119.9, 140), MINUTE)
+
+    assert waits.windows == ()
+    assert closes.windows == (
+        Window(60 * SECOND, 1, 3, 5, (Part(0, 1, 3, 0, 5),), planned=1, number=0, length=60 * SECOND),
+    )
+    assert (late.windows, late.late, late.planner.late) == ((), {60 * SECOND: 2}, 2)
+    assert [(one.key, one.rows) for one in late.planner.open] == [(120 * SECOND, 4)]
+
+
+def test_windows_by_time_close_in_their_order_and_empty_ones_are_none():
+    planner = plan(Planner(), 1, at(129, 61, 62), MINUTE).planner
+    closed = plan(planner, 2, at(1000), MINUTE)
+
+    assert [(one.number, one.key // SECOND, one.rows) for one in closed.windows] == [(0, 60, 2), (1, 120, 1)]
+    assert [one.key // SECOND for one in closed.planner.open] == [960]
+
+
+def test_a_change_between_rows_and_time_closes_what_is_open_with_what_it_has():
+    planner = plan(Planner(), 1, at(61, 62), rule()).planner
+    by_time = plan(planner, 2, at(63), MINUTE)
+    by_rows = plan(by_time.planner, 3, at(64, 65, 66), rule())
+
+    assert [(one.number, one.length, one.rows) for one in by_time.windows] == [(0, 0, 2)]
+    assert [(one.number, one.length, one.rows) for one in by_rows.windows] == [(1, 60 * SECOND, 1)]
+    assert [(one.key, one.rows) for one in by_rows.planner.open] == [(2, 3)]
+
+
+@pytest.mark.parametrize("how", [rule(), MINUTE], ids=["rows", "time"])
+def test_a_message_without_answers_is_planned_as_nothing(how):
+    planner = plan(Planner(), 5, at(), how).planner
+
+    assert (planner.last, planner.open) == (5, ())
+
+
+def test_a_long_window_by_time_is_cut_into_parts():
+    before, windows.PART_ROWS = windows.PART_ROWS, 3
+    try:
+        first = plan(Planner(), 1, at(61, 62, 63, 64), MINUTE)
+        second = plan(first.planner, 2, at(65, 66), MINUTE)
+        closed = plan(second.planner, 3, at(500), MINUTE)
+    finally:
+        windows.PART_ROWS = before
+
+    assert [(one.number, *one.parts) for one in first.windows] == [(None, Part(0, 1, 1, 0, 4))]
+    assert [(one.number, one.rows, one.planned, *one.parts) for one in closed.windows] == [
+        (0, 6, 2, Part(1, 2, 2, 0, 2))
+    ]

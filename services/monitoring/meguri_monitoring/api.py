@@ -14,7 +14,7 @@ from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import recorded, shadows, store, tables
+from meguri_monitoring import recorded, shadows, store, tables, window_store
 from meguri_monitoring.measuring import Measurer
 
 APART = timedelta(hours=1)
@@ -46,7 +46,7 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
     def list_windows(name: Name, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> list[dict[str, Any]]:
         """The latest judged windows of a model with what moved in them, newest first."""
         with database.read() as session:
-            return [row.judged | {"window_id": row.id} for row in store.judged_windows(session, name, limit)]
+            return [_judged(row) for row in window_store.judged_windows(session, name, limit)]
 
     @router.get("/predictions/{prediction_id}")
     async def get_prediction(prediction_id: str, model: Name | None = None) -> dict[str, Any]:
@@ -152,4 +152,22 @@ def _episode(row: store.EpisodeRow) -> dict[str, Any]:
         "opened": utc(row.opened).isoformat(),
         "resolved": utc(row.resolved).isoformat() if row.resolved else None,
         "reason": row.reason,
+    }
+
+
+def _judged(row: window_store.WindowRow) -> dict[str, Any]:
+    """A judged window, what moved among the inputs and who moved it first."""
+    judged = row.verdict
+    culprit = judged.culprits.get("drift")
+    return {
+        "window_id": row.id,
+        "drifted": [
+            {"feature": one.subject, "ks": one.ks, "wasserstein": one.wasserstein, "p_value": one.p_value}
+            for one in judged.moved("drift")
+        ],
+        "producer": culprit.producer if culprit else "",
+        "share": culprit.share if culprit else 0.0,
+        "samples": culprit.samples if culprit else (),
+        **(row.judged or {}),
+        "late": row.late,
     }

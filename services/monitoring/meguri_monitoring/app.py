@@ -8,9 +8,20 @@ from meguri_chassis.bus import Hearing
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
-from meguri_contracts.topology import MONITORING_LABELS, MONITORING_ROLLOUTS, PREDICTION_PREFIX, PREDICTIONS
+from meguri_chassis.work import WorkQueue
+from meguri_contracts.topology import (
+    MONITORING_LABELS,
+    MONITORING_ROLLOUTS,
+    MONITORING_WINDOWS,
+    PREDICTION_PREFIX,
+    PREDICTIONS,
+)
 from meguri_monitoring import api, handlers, projection, store
+from meguri_monitoring.concluding import Concluder
+from meguri_monitoring.counting import Counter
 from meguri_monitoring.measuring import Measurer
+from meguri_monitoring.recording import NAME, Hooks, Recorder
+from meguri_monitoring.references import References
 from meguri_monitoring.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -22,7 +33,6 @@ def build(settings: Settings | None = None) -> Service:
     tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     assert service.decider is not None
-    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], handlers.NAME)
     measurer = Measurer(
         log=service.log,
         database=database,
@@ -30,20 +40,36 @@ def build(settings: Settings | None = None) -> Service:
         decider=service.decider,
         data_url=settings.data_url,
     )
-    watcher = handlers.Watcher(
+    concluder = Concluder(database=database, decider=service.decider)
+    references = References(
+        log=service.log, database=database, projection=tables, artifacts=Artifacts(settings.artifacts_url)
+    )
+    queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
+    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME)
+    recorder = Recorder(
         reader=reader,
         log=service.log,
         dead_letters=service.dead_letters,
         database=database,
         projection=tables,
-        decider=service.decider,
-        artifacts=Artifacts(settings.artifacts_url),
+        references=references,
+        queue=queue,
+        replica=settings.replica,
         data_url=settings.data_url,
-        kept=measurer.look,
+        hooks=Hooks(kept=measurer.look),
     )
-    service.follow(reader, watcher.run)
+    counter = Counter(
+        queue=queue,
+        database=database,
+        references=references,
+        data_url=settings.data_url,
+        judged=concluder.look,
+    )
+    service.follow(reader, recorder.run)
+    service.once_connected(counter.run)
+    service.once_connected(concluder.run)
     service.once_connected(measurer.run)
-    service.reasons.append(watcher.trouble)
+    service.reasons += [recorder.trouble, queue.trouble]
     service.warnings.append(measurer.trouble)
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode]))

@@ -8,39 +8,10 @@ place where an event changes what is known.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from meguri_chassis.profiles import Profile
-from meguri_contracts import events
 from meguri_contracts.events import DriftDetected, EpisodeResolved, Event, RolloutChanged
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Monitor
-from meguri_monitoring.drift import FeatureVerdict, compare, contributions
-from meguri_monitoring.windows import Window
-
-NAMED = 20
-"""Features that an event names and that are attributed to producers: the worst."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A closed window after it was held against the reference of its version."""
-
-    version: int
-    window: events.Window
-    judged: bool
-    """False without enough rows: then it is neither moved nor quiet."""
-    drifted: tuple[FeatureVerdict, ...] = ()
-    """Features that moved, worst first, at most `NAMED`."""
-    producer: str = ""
-    """Who contributes most to their distance, and its `share` of it. Empty when nothing moved."""
-    share: float = 0.0
-    samples: tuple[str, ...] = ()
-    """Prediction ids of that producer."""
-    part: int = 0
-    """Tells apart windows that one message filled: their sequences are the same."""
-
-    @property
-    def moved(self) -> bool:
-        return bool(self.drifted)
+from meguri_monitoring.judging import NAMED, Judged
 
 
 @dataclass(frozen=True)
@@ -67,19 +38,6 @@ class State:
     """Reactions that lie between that rollout and what came from outside."""
 
 
-def judge(version: int, window: Window, reference: Profile, rule: Monitor, part: int = 0) -> Judged:
-    """Hold a closed window of a version against its reference, and name who moved what has moved."""
-    verdict = compare(reference, window.profile(reference), rule)
-    span = events.Window(first=window.first, last=window.last, rows=window.rows)
-    judged = Judged(version, span, verdict.judged, part=part)
-    if not verdict.moved:
-        return judged
-    drifted = verdict.drifted[:NAMED]
-    top = contributions(reference, window.by_producer, [feature.feature for feature in drifted])[0]
-    samples = window.producers[top.producer].samples
-    return replace(judged, drifted=drifted, producer=top.producer, share=top.share, samples=samples)
-
-
 def decide(state: State, windows: Sequence[Judged], rule: Monitor) -> list[Event]:
     """Say what the last of `windows`, oldest first, begins or ends.
 
@@ -91,9 +49,9 @@ def decide(state: State, windows: Sequence[Judged], rule: Monitor) -> list[Event
     running = [one for one in windows if one.judged and one.version == state.champion][-rule.windows :]
     if len(running) < rule.windows or running[-1] is not windows[-1]:
         return []
-    if state.episode is None and all(one.moved for one in running):
+    if state.episode is None and all(one.moved("drift") for one in running):
         return [_begun(state.model, running[-1])]
-    if state.episode and state.episode.version == state.champion and not any(one.moved for one in running):
+    if state.episode and state.episode.version == state.champion and not any(one.moved("drift") for one in running):
         return [_ended(state.model, state.episode, f"like the reference again for {rule.windows} windows in a row")]
     return []
 
@@ -122,20 +80,22 @@ def evolve(state: State, event: Event, sequence: int = 0, hops: int = 0) -> Stat
 
 
 def _begun(model: str, last: Judged) -> DriftDetected:
-    worst, window = last.drifted[0], last.window
+    moved, window, culprit = last.moved("drift"), last.window, last.culprits["drift"]
+    worst = moved[0]
     return DriftDetected(
         model=model,
         version=last.version,
-        episode=derived_id(model, str(last.version), str(window.first), str(window.last), str(last.part)),
-        feature=worst.feature,
-        producer=last.producer,
-        share=last.share,
-        distance=worst.wasserstein,
-        ks=worst.ks,
-        p_value=worst.p_value,
-        drifted=tuple(feature.feature for feature in last.drifted),
+        episode=derived_id(model, str(last.version), str(window.first), str(window.last), str(last.number)),
+        feature=worst.subject,
+        producer=culprit.producer,
+        share=culprit.share,
+        distance=worst.wasserstein or 0.0,
+        ks=worst.ks or 0.0,
+        p_value=worst.p_value or 0.0,
+        drifted=tuple(one.subject for one in moved[:NAMED]),
         window=window,
-        samples=last.samples,
+        samples=culprit.samples,
+        traces=culprit.traces,
     )
 
 

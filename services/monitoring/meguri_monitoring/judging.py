@@ -1,10 +1,13 @@
 """A closed window held against its reference: what moved, by how much, and who moved it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from meguri_chassis.profiles import Profile
 from meguri_contracts import events
-from meguri_contracts.spec import EpisodeKind
+from meguri_contracts.spec import EpisodeKind, Monitor
+from meguri_monitoring.drift import compare, contributions
+from meguri_monitoring.profiling import Share
 
 NAMED = 20
 """Subjects of a kind that an event names and that are attributed to producers: the worst."""
@@ -68,3 +71,43 @@ class Judged:
         """Return what moved in one respect, worst first."""
         found = [one for one in self.findings if one.about == about and one.moved]
         return tuple(sorted(found, key=lambda one: -one.score / one.threshold if one.threshold else -one.score))
+
+
+def judge(
+    version: int,
+    number: int,
+    window: events.Window,
+    shares: Mapping[str, Share],
+    reference: Profile,
+    rule: Monitor,
+    *,
+    began: str = "",
+    ended: str = "",
+    seconds: float = 0.0,
+    late: int = 0,
+) -> Judged:
+    together = reference.like()
+    for name in sorted(shares):
+        together.merge(shares[name].profile)
+    verdict = compare(reference, together, rule)
+    findings = tuple(
+        Finding(
+            "drift",
+            one.feature,
+            one.drifted,
+            one.distance,
+            rule.distance,
+            "ks or wasserstein",
+            one.p_value,
+            one.ks,
+            one.wasserstein,
+        )
+        for one in verdict.features
+    )
+    judged = Judged(version, number, window, verdict.judged, findings, {}, began, ended, seconds, late)
+    if not verdict.moved:
+        return judged
+    names = [one.subject for one in judged.moved("drift")[:NAMED]]
+    [worst, *_] = contributions(reference, {name: share.profile for name, share in shares.items()}, names)
+    share = shares[worst.producer]
+    return replace(judged, culprits={"drift": Culprit(worst.producer, worst.share, share.samples, share.traces)})

@@ -36,7 +36,7 @@ _TYPES: dict[str, pl.DataType] = {
 DETAIL_TYPES: dict[str, pl.DataType] = {ENTITY: pl.String(), ROLE: pl.String(), LATENCY: pl.Int64()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Predictions of one model version out of one message, in their order.
 

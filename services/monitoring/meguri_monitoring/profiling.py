@@ -14,6 +14,7 @@ import polars as pl
 
 from meguri_chassis.profiles import Profile
 from meguri_contracts.errors import Invalid, Malformed
+from meguri_monitoring.predictions import parts_of
 
 SAMPLES = 5
 """Predictions kept per producer to look at: the latest."""
@@ -87,6 +88,29 @@ def share_from_bytes(data: bytes) -> Share:
         return Share(Profile.from_dict(share["profile"]), tuple(share["samples"]), tuple(share["traces"]))
     except (zlib.error, ValueError, LookupError, TypeError) as error:
         raise Malformed(f"not a producer's share of a window: {type(error).__name__}: {error}") from error
+
+
+def shares_to_bytes(shares: Mapping[str, Share]) -> bytes:
+    """Return the shares of a part for a database; `shares_from_bytes` gives them back exactly."""
+    named = {name: share_to_bytes(share).hex() for name, share in shares.items()}
+    return json.dumps(named, separators=(",", ":")).encode()
+
+
+def shares_from_bytes(data: bytes) -> dict[str, Share]:
+    """Raises Malformed when `data` is not what `shares_to_bytes` gave."""
+    try:
+        named = json.loads(data)
+        return {name: share_from_bytes(bytes.fromhex(share)) for name, share in named.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Malformed(f"not shares of a window: {type(error).__name__}: {error}") from error
+
+
+def require_fitting(reference: Profile, frame: pl.DataFrame) -> None:
+    """Raise Invalid when rows of predictions do not have the features of their reference, or others that are numbers."""
+    _numbers(reference, frame.clear())
+    features, _ = parts_of(frame.columns)
+    if odd := [name for name in features if name not in reference.features and frame.schema[name].is_numeric()]:
+        raise Invalid(f"the predictions have a column {odd[0]!r}, which is no feature of their reference")
 
 
 def _joined(before: Share, after: Share) -> Share:

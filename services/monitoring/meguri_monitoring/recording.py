@@ -1,1 +1,347 @@
-"""Predictions into tables, and windows planned: the first half of what becomes of them."""
+"""Predictions into tables, and windows planned: the first half of what becomes of them.
+
+One replica at a time follows the stream, in order. What it plans is counted by all of them.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+
+import polars as pl
+from nats.aio.msg import Msg
+from sqlmodel import Session
+
+from meguri_chassis import telemetry
+from meguri_chassis.dead_letters import DeadLetters, Undeliverable
+from meguri_chassis.log import EventLog
+from meguri_chassis.projection import NAME as LOG_POSITION
+from meguri_chassis.projection import Projection
+from meguri_chassis.reader import Reader
+from meguri_chassis.store import Database, locked_position, move_position
+from meguri_chassis.work import WorkQueue
+from meguri_contracts.errors import Invalid, Malformed, MeguriError, PermanentError
+from meguri_contracts.names import is_name
+from meguri_contracts.topology import WINDOW_PREFIX
+from meguri_monitoring import predictions, store, tables, window_store, windows
+from meguri_monitoring.predictions import ROLE, SHADOW, Batch
+from meguri_monitoring.profiling import require_fitting
+from meguri_monitoring.references import References
+
+logger = logging.getLogger(__name__)
+
+NAME = "monitoring-predictions"
+PAUSE_AT_MOST = 10.0
+"""Seconds between tries to record predictions while the store or the database is away."""
+TASK_ROWS = 20_000
+"""Rows that a replica counts at a time, about."""
+
+
+class _Wiped(Exception):
+    """The database has counted less than this replica knows it had."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Parts of windows that are to be counted, and windows that may be judged then."""
+
+    model: str
+    version: int
+    parts: tuple[int, ...]
+    windows: tuple[int, ...]
+    rows: int = 0
+
+    def with_(self, other: "Task") -> "Task":
+        """Return a task of both, which are of one version."""
+        parts, closed = (*self.parts, *other.parts), (*self.windows, *other.windows)
+        return Task(self.model, self.version, parts, closed, self.rows + other.rows)
+
+    def to_json(self) -> bytes:
+        named = {"model": self.model, "version": self.version, "parts": self.parts, "windows": self.windows}
+        return json.dumps(named).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Task":
+        """Raises Malformed when `data` is not what `to_json` gave."""
+        try:
+            told = json.loads(data)
+            return cls(str(told["model"]), int(told["version"]), tuple(told["parts"]), tuple(told["windows"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise Malformed(f"not a task: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Who is told of what was recorded."""
+
+    kept: Callable[[Mapping[str, datetime]], None] = lambda _: None
+    """Takes the models of which predictions came into the tables, each with the time of the latest."""
+    refused: Callable[[Batch, Invalid], Awaitable[None]] | None = None
+    """Takes predictions whose columns do not fit, before they are set aside."""
+
+
+class Recorder:
+    """Follows the predictions: keeps them, plans their windows, and tells all replicas what is to be counted.
+
+    In a database that is new, or was wiped, planning begins behind what the tables of predictions have: that was counted
+    before and had its effect. What they do not have, or lost, is kept and planned again from the stream.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        log: EventLog,
+        dead_letters: DeadLetters,
+        database: Database,
+        projection: Projection,
+        references: References,
+        queue: WorkQueue,
+        replica: str,
+        data_url: str,
+        hooks: Hooks,
+    ) -> None:
+        self._reader = reader
+        self._log = log
+        self._dead_letters = dead_letters
+        self._database = database
+        self._projection = projection
+        self._references = references
+        self._queue = queue
+        self._replica = replica
+        self._data_url = data_url
+        self._hooks = hooks
+        self._position = 0
+        self._lease_until = 0.0
+        self._untold: list[Task] = []
+        """Tasks that the broker has not taken yet."""
+        self._trouble: str | None = None
+
+    def trouble(self) -> str | None:
+        """Why predictions are not recorded at the moment, in words for an operator."""
+        return self._trouble
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        await self._until_done(self._resume, "the start")
+        async for messages in self._reader.after(lambda: self._position):
+            try:
+                await self._until_done(partial(self._take, messages), "predictions")
+            except _Wiped:
+                logger.warning("the windows are gone, beginning anew")
+                await self._until_done(self._resume, "the start")
+                self._reader.again()
+
+    async def _resume(self) -> None:
+        """Go on where the database stands. Raises Behind while its tables are not what the log says."""
+        last = await self._log.last_sequence()
+        await self._projection.reached(last)
+        try:
+            self._position = await asyncio.to_thread(self._begin, last)
+        except store.Behind:
+            # Wiped while we ran: the projection must look where its tables stand.
+            self._projection.again()
+            raise
+        # A replica that died may have planned what it did not tell; to count twice changes nothing.
+        self._untold = list(_tasks(await self._database.ask(window_store.all_uncounted)))
+        await self._tell()
+
+    def _begin(self, last: int) -> int:
+        with self._database.write() as session:
+            # Locked, so that one replica begins and the others see it.
+            if (stands := locked_position(session, LOG_POSITION)) < last:
+                raise store.Behind(f"the tables stand at {stands}, the log at {last}")
+            if (position := store.position(session)) is not None:
+                return position
+            for row in store.versions(session):
+                kept = tables.kept_up_to(tables.table_uri(self._data_url, row.model, row.version))
+                rollout = store.state(session, row.model).rollout
+                window_store.keep_planner(session, row.model, row.version, rollout, windows.Planner(last=kept))
+            move_position(session.connection(), store.PREDICTIONS, 0)
+            return 0
+
+    async def _until_done(self, step: Callable[[], Awaitable[None]], what: str) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await step()
+            except _Wiped:
+                raise
+            except Exception as error:
+                self._trouble = f"{what} cannot be recorded: {error}"
+                logger.log(
+                    logging.WARNING if isinstance(error, MeguriError) else logging.ERROR, self._trouble, exc_info=error
+                )
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_AT_MOST)
+            else:
+                self._trouble = None
+                return
+
+    async def _take(self, messages: Sequence[Msg]) -> None:
+        await self._tell()
+        last = messages[-1].metadata.sequence.stream
+        if not await self._is_our_turn(last):
+            return
+        event_id = f"{NAME}-{last}"
+        with telemetry.processing(
+            "predictions",
+            [message.headers or {} for message in messages],
+            journey=event_id,
+            event_id=event_id,
+            prompt=True,
+            attributes={"messaging.batch.message_count": len(messages), "nats.stream.sequence": last},
+        ):
+            batches = [batch for message in messages for batch in await self._read(message)]
+            batches = await self._that_fit(batches, messages)
+            refused = await asyncio.to_thread(self._keep, batches)
+            await self._refuse(
+                {batch: refused[batch.sequence] for batch in batches if batch.sequence in refused}, messages
+            )
+            kept = [batch for batch in batches if batch.sequence not in refused]
+            watched = {(one.model, one.version) for one in kept if await self._references.of(one.model, one.version)}
+            self._untold += await asyncio.to_thread(self._plan, kept, watched, last)
+            self._position = last
+            await self._tell()
+            self._hooks.kept(_latest(kept))
+
+    async def _is_our_turn(self, last: int) -> bool:
+        """Wait until nobody else records, or has recorded up to `last`. That two do it for a moment does no harm."""
+        while time.time() > self._lease_until - window_store.LEASE / 2:
+            others = await self._database.change(lambda session: window_store.take_lease(session, NAME, self._replica))
+            if not others:
+                self._lease_until = time.time() + window_store.LEASE
+                break
+            recorded = await self._database.ask(store.position)
+            if recorded is None:
+                raise _Wiped
+            if recorded >= last:
+                self._position = last
+                return False
+            await asyncio.sleep(min(others, 1.0))
+        return True
+
+    async def _tell(self) -> None:
+        while self._untold:
+            task = self._untold[0]
+            await self._queue.put(f"{WINDOW_PREFIX}.{task.model}", task.to_json(), telemetry.carrier())
+            self._untold.pop(0)
+
+    async def _read(self, message: Msg) -> Sequence[Batch]:
+        sequence = message.metadata.sequence.stream
+        try:
+            batches = await asyncio.to_thread(predictions.read, message.data, sequence)
+            if odd := [batch.model for batch in batches if not is_name(batch.model)]:
+                raise Malformed(f"predictions are of model {odd[0]!r}, which is no name")
+            return batches
+        except PermanentError as error:
+            await self._dead_letters.park(NAME, Undeliverable.of(message), error)
+            return []
+
+    async def _that_fit(self, batches: Sequence[Batch], messages: Sequence[Msg]) -> list[Batch]:
+        """Return the batches with the columns of their version's reference; the others are set aside."""
+        odd: dict[Batch, Invalid] = {}
+        for batch in batches:
+            if reference := await self._references.of(batch.model, batch.version):
+                try:
+                    require_fitting(reference, batch.frame)
+                except Invalid as error:
+                    odd[batch] = error
+        await self._refuse(odd, messages)
+        return [batch for batch in batches if batch not in odd]
+
+    async def _refuse(self, odd: Mapping[Batch, Invalid], messages: Sequence[Msg]) -> None:
+        by_sequence = {message.metadata.sequence.stream: message for message in messages}
+        for batch, error in odd.items():
+            if self._hooks.refused:
+                await self._hooks.refused(batch, error)
+            await self._dead_letters.park(NAME, Undeliverable.of(by_sequence[batch.sequence]), error)
+
+    def _keep(self, batches: Sequence[Batch]) -> dict[int, Invalid]:
+        """Add the batches to the tables of their versions; return by sequence why some do not fit."""
+        refused: dict[int, Invalid] = {}
+        for model, version, together in _by_version(batches):
+            uri = tables.table_uri(self._data_url, model, version)
+            try:
+                tables.append(uri, together)
+            except Invalid:
+                # Nothing was written: each by itself, so that an odd one stops no other.
+                for batch in together:
+                    try:
+                        tables.append(uri, [batch])
+                    except Invalid as error:
+                        refused[batch.sequence] = error
+        return refused
+
+    def _plan(self, batches: Sequence[Batch], watched: set[tuple[str, int]], last: int) -> list[Task]:
+        with self._database.write() as session:
+            position = locked_position(session, store.PREDICTIONS)
+            if position < self._position:
+                raise _Wiped
+            tasks = [
+                task
+                for model, version, together in _by_version(batches)
+                if (model, version) in watched
+                for task in _planned(session, model, version, [one for one in together if one.sequence > position])
+            ]
+            move_position(session.connection(), store.PREDICTIONS, max(position, last))
+            return tasks
+
+
+def _by_version(batches: Iterable[Batch]) -> Iterator[tuple[str, int, list[Batch]]]:
+    of_version = attrgetter("model", "version")
+    for (model, version), together in groupby(sorted(batches, key=of_version), of_version):
+        yield model, version, list(together)
+
+
+def _planned(session: Session, model: str, version: int, batches: Sequence[Batch]) -> Iterator[Task]:
+    """Plan the windows of the answers that were given, keep them, and return what is to be counted."""
+    rule, rollout = store.rule(session, model), store.state(session, model).rollout
+    planner = window_store.planner(session, model, version, rollout)
+    news: list[windows.Window] = []
+    late: list[tuple[int, int]] = []
+    for batch in batches:
+        times = batch.frame.filter(pl.col(ROLE) != SHADOW)["time"].to_physical().to_numpy()
+        planned = windows.plan(planner, batch.sequence, times, rule)
+        planner = planned.planner
+        news += planned.windows
+        late += planned.late.items()
+    window_store.keep_planner(session, model, version, rollout, planner)
+    kept = window_store.keep_windows(session, model, version, rollout, news)
+    window_store.count_late(session, model, version, rollout, planner.length, late)
+    yield from _grouped(
+        Task(
+            model, version, tuple(parts), (id_,) if window.number is not None else (), sum(p.rows for p in window.parts)
+        )
+        for window, (id_, parts) in zip(news, kept, strict=True)
+    )
+
+
+def _tasks(uncounted: Iterable[tuple[window_store.WindowRow, list[int], bool]]) -> Iterator[Task]:
+    return _grouped(
+        Task(row.model, row.version, tuple(parts), (row.id or 0,) if closed else (), row.rows)
+        for row, parts, closed in uncounted
+    )
+
+
+def _grouped(tasks: Iterable[Task]) -> Iterator[Task]:
+    """Put small tasks of one version together."""
+    waiting: dict[tuple[str, int], Task] = {}
+    for task in tasks:
+        key = (task.model, task.version)
+        waiting[key] = waiting[key].with_(task) if key in waiting else task
+        if waiting[key].rows >= TASK_ROWS:
+            yield waiting.pop(key)
+    yield from waiting.values()
+
+
+def _latest(batches: Iterable[Batch]) -> dict[str, datetime]:
+    """Return the time of the latest prediction of each model."""
+    times = sorted((batch.frame["time"].to_list()[-1], batch.model) for batch in batches if batch.frame.height)
+    return {model: time_ for time_, model in times}

@@ -1,4 +1,4 @@
-"""Tables of monitoring: what it knows of models, labels, open windows, judged windows, episodes."""
+"""Tables of monitoring: what it knows of models, versions, plans, labels, episodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, Column, DateTime, Float, Index, Integer, LargeBinary, false, func, text
+from sqlalchemy import JSON, Column, DateTime, Float, Index, Integer, false, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, select
 
@@ -14,11 +14,9 @@ from meguri_chassis.store import BIG, Position
 from meguri_contracts.errors import NotFound, TemporaryError
 from meguri_contracts.events import Artifact
 from meguri_contracts.spec import Monitor
-from meguri_monitoring.episodes import Judged, State
-from meguri_monitoring.windows import Window
+from meguri_monitoring.episodes import State
 
 _STATE = TypeAdapter(State)
-_JUDGED = TypeAdapter(Judged)
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""
 MANY = 10_000
@@ -105,32 +103,6 @@ class EpisodeRow(SQLModel, table=True):
     opened: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     resolved: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
     reason: str = ""
-
-
-class OpenWindowRow(SQLModel, table=True):
-    __tablename__ = "monitoring_open_window"
-
-    model: str = Field(primary_key=True)
-    version: int = Field(primary_key=True)
-    window: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    rollout: int = Field(default=0, sa_column=_number())
-    """Sequence of the rollout that it belongs to."""
-
-
-class JudgedRow(SQLModel, table=True):
-    """A closed window with its verdict. `decided` once it was asked what follows from it."""
-
-    __tablename__ = "monitoring_judged_window"
-
-    id: int | None = Field(default=None, sa_column=Column(BIG, primary_key=True, autoincrement=True))
-    model: str = Field(index=True)
-    version: int
-    judged: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    decided: bool = False
-    stale: bool = False
-    """Only older replicas ask: whether another rollout came after it. A later migration drops it."""
-    rollout: int = Field(default=0, sa_column=_number())
-    """Sequence of the rollout that it belongs to."""
 
 
 TABLES = (ModelRow, VersionRow, EpisodeRow, PlanRow, LabelRow)
@@ -222,55 +194,6 @@ def position(session: Session) -> int | None:
     """Return how far the predictions are counted into windows; None when that was never begun, or everything is lost."""
     row = session.get(Position, PREDICTIONS)
     return row.sequence if row else None
-
-
-def open_window(session: Session, model: str, version: int, rollout: int) -> Window:
-    """Return the window that a version fills; a new one if the last one was of an earlier rollout. Raises Behind."""
-    row = session.get(OpenWindowRow, (model, version))
-    if row is None:
-        return Window()
-    if rollout < row.rollout:
-        raise Behind(f"windows of {model} are of rollout {row.rollout}, the tables know {rollout}")
-    window = Window.from_bytes(row.window)
-    return window if row.rollout == rollout else Window(last=window.last)
-
-
-def keep_open_window(session: Session, model: str, version: int, rollout: int, window: Window) -> None:
-    """Keep the window that a version fills, in place of that of an earlier rollout."""
-    session.merge(OpenWindowRow(model=model, version=version, rollout=rollout, window=window.to_bytes()))
-
-
-def keep_judged(session: Session, model: str, rollout: int, judged: Judged) -> None:
-    kept = _JUDGED.dump_python(judged, mode="json")
-    session.add(JudgedRow(model=model, version=judged.version, rollout=rollout, judged=kept))
-
-
-def undecided(session: Session) -> Sequence[JudgedRow]:
-    """Return the judged windows from which nothing was concluded yet, oldest first."""
-    return session.exec(select(JudgedRow).where(col(JudgedRow.decided).is_(False)).order_by(col(JudgedRow.id))).all()
-
-
-def judged_up_to(session: Session, row: JudgedRow, count: int) -> list[Judged]:
-    """Return the latest `count` judged windows of the same version and rollout up to one, oldest first."""
-    query = select(JudgedRow).where(
-        JudgedRow.model == row.model,
-        JudgedRow.version == row.version,
-        JudgedRow.rollout == row.rollout,
-        col(JudgedRow.id) <= row.id,
-    )
-    rows = session.exec(query.order_by(col(JudgedRow.id).desc()).limit(count)).all()
-    return [_JUDGED.validate_python(one.judged) for one in reversed(rows)]
-
-
-def judged_windows(session: Session, model: str, limit: int) -> Sequence[JudgedRow]:
-    query = select(JudgedRow).where(JudgedRow.model == model)
-    return session.exec(query.order_by(col(JudgedRow.id).desc()).limit(limit)).all()
-
-
-def mark_decided(session: Session, id_: int) -> None:
-    if row := session.get(JudgedRow, id_):
-        row.decided = True
-        session.add(row)
 
 
 def episodes(session: Session, model: str | None, open_only: bool) -> Sequence[EpisodeRow]:

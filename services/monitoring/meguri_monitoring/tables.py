@@ -8,7 +8,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from meguri_contracts.errors import Invalid, TemporaryError
-from meguri_monitoring.predictions import CHAMPION, DETAIL_TYPES, ROLE, SHADOW, Batch
+from meguri_monitoring.predictions import CHAMPION, DETAIL_TYPES, ROLE, SEQUENCE, SHADOW, Batch
 
 COMPACT_EVERY = 100
 """Commits of a table between two compactions; an append costs more with every small file."""
@@ -18,6 +18,10 @@ _WRITER = "predictions"
 
 class TableBusy(TemporaryError):
     """Another writer of the same table was faster."""
+
+
+class TableGone(TemporaryError):
+    """A table that has predictions is not there."""
 
 
 def table_uri(data_url: str, model: str, version: int) -> str:
@@ -64,6 +68,16 @@ def scan(table_uri: str, *, shadow: bool = False) -> pl.LazyFrame | None:
     )
     rows = rows.with_columns(pl.col(ROLE).fill_null(CHAMPION))
     return rows.filter(pl.col(ROLE) == SHADOW if shadow else pl.col(ROLE) != SHADOW)
+
+
+def between(table_uri: str, first: int, last: int) -> pl.DataFrame:
+    """Return the answers that were given in the messages `first` to `last`, both included, in the order of the stream."""
+    rows = scan(table_uri)
+    if rows is None:
+        raise TableGone(f"there is no table {table_uri}")
+    found = rows.filter(pl.col(SEQUENCE).is_between(first, last)).collect()
+    # Rows of one message stand in one file, in their order.
+    return found.sort(SEQUENCE, maintain_order=True)
 
 
 def count(rows: pl.LazyFrame) -> int:

@@ -1,146 +1,203 @@
-"""Predictions of a model version, cut into windows of equal size.
+"""Which predictions make which window.
 
-A window holds what a verdict needs, a profile per producer, and a few prediction ids to look at. It does not depend on
-how the stream was cut into messages, but for the sequences that it names.
+The rows of a model version are cut into windows in the order of the stream: of equal size, or by the time of the predictions.
+A window is cut into parts, so that any replica can count one with little memory, and count it again with the same result.
+What a window consists of follows from the stream and the rule alone, whoever plans it and how much is planned at a time.
 """
 
-import json
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from meguri_chassis.profiles import Profile
-from meguri_contracts.errors import Invalid, Malformed
-from meguri_monitoring.predictions import Batch
+from meguri_contracts.spec import Monitor
 
-SAMPLES = 5
-"""Prediction ids kept per producer: the latest."""
-MAX_PRODUCERS = 50
-"""Producers told apart in a window, first come; the rows of all others are those of `OTHERS`."""
-OTHERS = "(others)"
+PART_ROWS = 20_000
+"""Rows of a part at most, but for a larger message of a window by time."""
+SECOND = 1_000_000
+"""In the unit of times: microseconds since 1970."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one producer brought into a window."""
+class Part:
+    """Rows of one window: those of the messages `first` to `last`, without `skip` in the beginning, `rows` of them.
 
-    profile: Profile
-    samples: tuple[str, ...] = ()
+    Of a window by time only those between its limits count, and nothing is skipped.
+    """
+
+    number: int
+    """In its window, from 0."""
+    first: int
+    last: int
+    skip: int
+    rows: int
 
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of one model version. `first` and `last` are stream sequences, both included; without rows, `last` is what
-    was counted before it.
+    """What is known of a window when something about it was planned. `key` tells it apart from others of the same version."""
+
+    key: int
+    """Of a window by rows its number, of one by time the microseconds at which it begins."""
+    first: int
+    last: int
+    rows: int
+    parts: tuple[Part, ...] = ()
+    """Those that are new."""
+    planned: int = 0
+    """Parts that it has, these included."""
+    number: int | None = None
+    """Of the window among those that closed, from 0 without gaps; None as long as it is open."""
+    length: int = 0
+    """Of a window by time, in microseconds; 0 of one by rows."""
+
+
+@dataclass(frozen=True)
+class Open:
+    """A window that may get more rows.
+
+    `part_rows` of them are in no part yet; they begin `part_skip` rows into message `part_first`.
     """
 
+    key: int
     first: int = 0
     last: int = 0
     rows: int = 0
-    producers: Mapping[str, Share] = field(default_factory=dict)
-
-    @property
-    def by_producer(self) -> dict[str, Profile]:
-        return {name: share.profile for name, share in self.producers.items()}
-
-    def profile(self, reference: Profile) -> Profile:
-        """Return the profile of all rows, whoever sent them."""
-        together = reference.like()
-        for name in sorted(self.producers):
-            together.merge(self.producers[name].profile)
-        return together
-
-    def to_bytes(self) -> bytes:
-        """Return the window for a database; `from_bytes` gives it back exactly."""
-        producers = {
-            name: {"samples": share.samples, "profile": share.profile.to_dict()}
-            for name, share in self.producers.items()
-        }
-        data = {"first": self.first, "last": self.last, "rows": self.rows, "producers": producers}
-        return zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 1)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Window":
-        """Raises Malformed when `data` is not what `to_bytes` gave."""
-        try:
-            window = json.loads(zlib.decompress(data))
-            producers = {name: _share(share) for name, share in window["producers"].items()}
-            return cls(window["first"], window["last"], window["rows"], producers)
-        except (zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Malformed(f"not a window: {type(error).__name__}: {error}") from error
+    parts: int = 0
+    part_first: int = 0
+    part_skip: int = 0
+    part_rows: int = 0
 
 
-def add(window: Window, batch: Batch, reference: Profile, window_rows: int) -> tuple[list[Window], Window]:
-    """Return the windows that `batch` fills, of `window_rows` rows each, and the one that stays open.
+@dataclass(frozen=True)
+class Planner:
+    """How far the rows of a version are planned."""
 
-    A batch that was counted before changes nothing. Raises Invalid when its features are not those of the reference.
-    """
-    if batch.sequence <= window.last:
-        return [], window
-    rows = numbers(batch, reference)
-    closed = []
-    start = 0
-    while start < len(batch.ids):
+    last: int = 0
+    """The last message that was planned."""
+    number: int = 0
+    """Of the next window that closes."""
+    open: tuple[Open, ...] = ()
+    """By rows at most one."""
+    length: int = 0
+    """Of windows by time, in microseconds; 0 when they are by rows."""
+    latest: int = 0
+    """The latest prediction seen, and `closed` the end of the latest window that was closed; microseconds, by time only."""
+    closed: int = 0
+    late: int = 0
+    """Rows that belong to no window because they came after it was closed."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one message brought about."""
+
+    planner: Planner
+    windows: tuple[Window, ...] = ()
+    """Those with new parts, and those that closed, in the order in which they closed."""
+    late: dict[int, int] = field(default_factory=dict)
+    """By key of a closed window the rows that came too late for it."""
+
+
+def plan(planner: Planner, sequence: int, times: NDArray[np.int64], rule: Monitor) -> Planned:
+    """Plan the rows of a message of which there is one time each, in microseconds. One that was planned changes nothing."""
+    if sequence <= planner.last:
+        return Planned(planner)
+    news: dict[tuple[int, int], Window] = {}
+    length = round(rule.window_seconds * SECOND) if rule.window_seconds is not None else 0
+    if length != planner.length:
+        # The windows that were open close with what they have.
+        planner = replace(_close(planner, planner.open, news), length=length)
+    planner = replace(planner, last=sequence)
+    if not length:
+        return Planned(_by_rows(planner, sequence, len(times), rule.window_rows, news), tuple(news.values()))
+    late: dict[int, int] = {}
+    planner = _by_time(planner, sequence, times, round(rule.late_seconds * SECOND), news, late)
+    return Planned(planner, tuple(news.values()), late)
+
+
+def _by_rows(
+    planner: Planner, sequence: int, rows: int, window_rows: int, news: dict[tuple[int, int], Window]
+) -> Planner:
+    at = 0
+    while at < rows:
+        window = planner.open[0] if planner.open else Open(planner.number)
         # A window that was open when its limit was lowered closes with what it has.
-        end = start + max(window_rows - window.rows, 0)
-        window = _extended(window, batch, rows, slice(start, end), reference)
+        room = max(window_rows - window.rows, 0)
+        take = min(rows - at, room, PART_ROWS - window.part_rows)
+        window = _extended(window, sequence, at, take)
+        at += take
         if window.rows >= window_rows:
-            closed.append(window)
-            window = Window(last=batch.sequence)
-        start = end
-    return closed, window
-
-
-def numbers(batch: Batch, reference: Profile) -> np.ndarray:
-    """Return the values of the features that the reference has, [n, features]. Text is not judged, booleans as it does.
-
-    Raises Invalid when the numbers are not those of the reference.
-    """
-    judged = [at for at, name in enumerate(batch.features) if name in reference.features or name not in batch.flags]
-    if [batch.features[at] for at in judged] != list(reference.features):
-        raise Invalid(
-            f"predictions of {batch.model} version {batch.version} have {len(judged)} features, not the "
-            f"{len(reference.features)} of its reference, or the same in another order"
-        )
-    return batch.rows[:, judged]
-
-
-def require_features(batch: Batch, reference: Profile) -> None:
-    """Raise Invalid when the numbers among the features of `batch` are not those of the reference."""
-    numbers(batch, reference)
-
-
-def _extended(window: Window, batch: Batch, values: np.ndarray, part: slice, reference: Profile) -> Window:
-    ids, rows = batch.ids[part], values[part]
-    if not ids:
-        return window
-    producers = dict(window.producers)
-    senders = np.array(_told_apart(producers, batch.producers[part]))
-    for name in dict.fromkeys(senders.tolist()):
-        mine = senders == name
-        share = producers.get(name) or Share(reference.like())
-        profile = share.profile.copy()
-        profile.update(rows[mine])
-        latest = [one for one, is_mine in zip(ids, mine, strict=True) if is_mine]
-        producers[name] = Share(profile, (*share.samples, *latest)[-SAMPLES:])
-    first = window.first if window.rows else batch.sequence
-    return replace(window, first=first, last=batch.sequence, rows=window.rows + len(ids), producers=producers)
-
-
-def _told_apart(known: Iterable[str], senders: Iterable[str]) -> list[str]:
-    named = set(known)
-    names = []
-    for sender in senders:
-        if sender not in named and len(named) >= MAX_PRODUCERS:
-            names.append(OTHERS)
+            planner = _close(planner, [window], news)
         else:
-            named.add(sender)
-            names.append(sender)
-    return names
+            planner = replace(planner, open=(_cut_if_full(window, 0, news),))
+    return planner
 
 
-def _share(data: Mapping[str, Any]) -> Share:
-    return Share(Profile.from_dict(data["profile"]), tuple(data["samples"]))
+def _by_time(
+    planner: Planner,
+    sequence: int,
+    times: NDArray[np.int64],
+    patience: int,
+    news: dict[tuple[int, int], Window],
+    late: dict[int, int],
+) -> Planner:
+    length = planner.length
+    open_ = {window.key: window for window in planner.open}
+    for index, rows in zip(*np.unique(times // length, return_counts=True), strict=True):
+        key, count = int(index) * length, int(rows)
+        if key + length <= planner.closed:
+            late[key] = count
+        else:
+            open_[key] = _cut_if_full(_extended(open_.get(key) or Open(key), sequence, 0, count), length, news)
+    latest = max(planner.latest, int(times.max(initial=0)))
+    windows = tuple(open_[key] for key in sorted(open_))
+    planner = replace(planner, open=windows, latest=latest, late=planner.late + sum(late.values()))
+    return _close(planner, [one for one in windows if one.key + length + patience <= latest], news)
+
+
+def _extended(window: Open, sequence: int, skip: int, rows: int) -> Open:
+    if not window.part_rows:
+        window = replace(window, part_first=sequence, part_skip=skip)
+    return replace(
+        window,
+        first=window.first or sequence,
+        last=sequence if rows else window.last,
+        rows=window.rows + rows,
+        part_rows=window.part_rows + rows,
+    )
+
+
+def _cut_if_full(window: Open, length: int, news: dict[tuple[int, int], Window]) -> Open:
+    return _cut(window, length, news) if window.part_rows >= PART_ROWS else window
+
+
+def _cut(window: Open, length: int, news: dict[tuple[int, int], Window]) -> Open:
+    """Make a part of the rows that are in none yet, and tell of it."""
+    part = Part(window.parts, window.part_first, window.last, window.part_skip, window.part_rows)
+    window = replace(window, parts=window.parts + 1, part_rows=0)
+    before = news[length, window.key].parts if (length, window.key) in news else ()
+    news[length, window.key] = _told(window, length, (*before, part))
+    return window
+
+
+def _told(window: Open, length: int, parts: tuple[Part, ...]) -> Window:
+    return Window(window.key, window.first, window.last, window.rows, parts, window.parts, length=length)
+
+
+def _close(planner: Planner, windows: Sequence[Open], news: dict[tuple[int, int], Window]) -> Planner:
+    """Close windows, and tell of it."""
+    length, ends = planner.length, [planner.closed]
+    for number, window in enumerate(windows, planner.number):
+        left = _cut(window, length, news) if window.part_rows else window
+        told = news.get((length, window.key)) or _told(left, length, ())
+        news[length, window.key] = replace(told, number=number, rows=window.rows, last=window.last)
+        ends.append(window.key + length if length else 0)
+    keys = {window.key for window in windows}
+    return replace(
+        planner,
+        number=planner.number + len(windows),
+        open=tuple(one for one in planner.open if one.key not in keys),
+        closed=max(ends),
+    )

@@ -156,7 +156,7 @@ class Bus:
             "nats.deliveries": message.deliveries,
             "meguri.event.source": message.source,
         }
-        async with _sign_of_life(msg, hearing.consumer.ack_wait / 3):
+        async with sign_of_life(msg, hearing.consumer.ack_wait / 3):
             with telemetry.processing(
                 message.kind,
                 [message.context],
@@ -245,7 +245,7 @@ async def _as_it_is(message: Any) -> Any:
 
 
 @asynccontextmanager
-async def _sign_of_life(msg: Msg, every: float) -> AsyncIterator[None]:
+async def sign_of_life(msg: Msg, every: float) -> AsyncIterator[None]:
     """Tell the broker every so many seconds that the message is being worked on."""
 
     async def tell() -> None:

@@ -30,7 +30,7 @@ EpisodeKind = Literal[
 """What an episode is about: the inputs' or the answers' distribution, the share of missing values, categories never seen in
 training, columns that do not fit, more or fewer requests than before, none at all, quality on labels, a business number."""
 Action = Literal["ignore", "notify", "retrain", "rollback"]
-"""What follows from an episode: nothing, not even an alert; an alert; an alert and a new model; an alert and the model before."""
+"""What follows from an episode: nothing, not even an alert; an alert; an alert and a new model; an alert and the one before."""
 RESERVED = "_"
 """Column names with this prefix belong to ingest: `_event`, `_producer`, `_arrived`."""
 
