@@ -37,8 +37,8 @@ async def test_windows_are_shown_newest_first_with_what_moved(monitoring):
 
     newest, oldest = (await monitoring.http.get(f"/models/{monitoring.model}/windows")).json()
     (only,) = (await monitoring.http.get(f"/models/{monitoring.model}/windows", params={"limit": 1})).json()
-    assert [feature["feature"] for feature in newest["drifted"]] == ["x"]
-    assert (oldest["drifted"], only) == ([], newest)
+    assert [one["subject"] for one in newest["findings"] if one["moved"]] == ["x"]
+    assert (oldest["findings"], only) == ([], newest)
 
 
 async def test_a_prediction_is_found_by_its_id(monitoring):

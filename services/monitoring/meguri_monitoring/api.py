@@ -14,7 +14,7 @@ from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import recorded, shadows, store, tables, window_store
+from meguri_monitoring import episode_store, recorded, shadows, store, tables, window_store
 from meguri_monitoring.measuring import Measurer
 
 APART = timedelta(hours=1)
@@ -34,13 +34,13 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
     def list_episodes(model: Name | None = None, open: bool = False) -> list[dict[str, Any]]:
         """Episodes of drift, newest first: when they began and ended, feature, producer, numbers."""
         with database.read() as session:
-            return [_episode(row) for row in store.episodes(session, model, open)]
+            return [_episode(row) for row in episode_store.found(session, model, open)]
 
     @router.get("/episodes/{episode}")
     def get_episode(episode: str) -> dict[str, Any]:
         """One episode."""
         with database.read() as session:
-            return _episode(store.episode(session, episode))
+            return _episode(episode_store.episode(session, episode))
 
     @router.get("/models/{name}/windows")
     def list_windows(name: Name, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
     return router
 
 
-def _episode(row: store.EpisodeRow) -> dict[str, Any]:
+def _episode(row: episode_store.EpisodeRow) -> dict[str, Any]:
     return row.detected | {
         "opened": utc(row.opened).isoformat(),
         "resolved": utc(row.resolved).isoformat() if row.resolved else None,

@@ -16,7 +16,7 @@ from meguri_contracts.topology import (
     PREDICTION_PREFIX,
     PREDICTIONS,
 )
-from meguri_monitoring import api, handlers, projection, store
+from meguri_monitoring import api, handlers, projection
 from meguri_monitoring.concluding import Concluder
 from meguri_monitoring.counting import Counter
 from meguri_monitoring.measuring import Measurer
@@ -30,7 +30,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def build(settings: Settings | None = None) -> Service:
     settings = settings or Settings()
     database = Database(settings.database_url, MIGRATIONS)
-    tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
+    tables = Projection(database, projection.evolve, projection.HEARS, projection.TABLES)
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     assert service.decider is not None
     measurer = Measurer(

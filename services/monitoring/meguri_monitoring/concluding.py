@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 
 from sqlmodel import Session
@@ -64,4 +65,5 @@ def _follows(row: WindowRow, session: Session) -> Sequence[Event]:
     if row.rollout != state.rollout:
         return []
     # Windows without a verdict may lie between those that count.
-    return episodes.decide(state, window_store.judged_up_to(session, row, 4 * rule.windows), rule)
+    now = datetime.fromisoformat(row.verdict.ended)
+    return episodes.decide(state, window_store.judged_up_to(session, row, 4 * rule.windows), rule, now)

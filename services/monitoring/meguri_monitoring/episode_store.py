@@ -1,1 +1,334 @@
-"""Tables of episodes, their timeline and evidence."""
+"""Tables of episodes: what began and ended, what happened meanwhile, what it rests on; what was heard last, and refused."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, Column, DateTime, Float, or_, text
+from sqlmodel import Field, Session, SQLModel, col, func, select
+
+from meguri_chassis.log import Message
+from meguri_chassis.store import BIG, utc
+from meguri_contracts.errors import NotFound
+from meguri_contracts.events import (
+    ApprovalRequested,
+    EpisodeAcknowledged,
+    EpisodeResolved,
+    EpisodeWorsened,
+    Event,
+    MeasuresRefilled,
+    ModelTrained,
+    NoticeFailed,
+    NoticeSent,
+    PromotionRejected,
+    RolloutChanged,
+    TrainingFailed,
+    TrainingPostponed,
+    TrainingStarted,
+)
+from meguri_monitoring import episodes, timeline
+from meguri_monitoring.episodes import Episode
+from meguri_monitoring.looks import Opening
+
+RUNNING, TRIED, ENDED = "running", "tried", "ended"
+"""How far the run is that an episode led to: in training or waiting for a verdict, in the traffic plan, done with."""
+
+
+def _text(default: str = "") -> Any:
+    return {"server_default": text(f"'{default}'")}
+
+
+class EpisodeRow(SQLModel, table=True):
+    __tablename__ = "monitoring_episode"
+
+    episode: str = Field(primary_key=True)
+    model: str = Field(index=True)
+    version: int
+    detected: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The event that began it."""
+    opened: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    resolved: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
+    reason: str = ""
+    about: str = Field(default="drift", sa_column_kwargs=_text("drift"))
+    subject: str = Field(default="", sa_column_kwargs=_text())
+    producer: str = Field(default="", sa_column_kwargs=_text())
+    score: float = Field(default=0.0, sa_column=Column(Float, nullable=False, server_default=text("0")))
+    """How bad it was when that was last said."""
+    action: str = Field(default="retrain", sa_column_kwargs=_text("retrain"))
+    event: str = Field(default="", sa_column_kwargs=_text())
+    """Id of the event that began it."""
+    acknowledged: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
+    actor: str = Field(default="", sa_column_kwargs=_text())
+    """Who acknowledged it, and with which `note`."""
+    note: str = Field(default="", sa_column_kwargs=_text())
+    run: str = Field(default="", sa_column_kwargs=_text())
+    """The last run that it led to, and how far that is: `stage`."""
+    stage: str = Field(default="", sa_column_kwargs=_text())
+
+    @property
+    def status(self) -> str:
+        if self.resolved:
+            return "resolved"
+        return "acknowledged" if self.acknowledged else "opened"
+
+
+class TimelineRow(SQLModel, table=True):
+    """An event of an episode."""
+
+    __tablename__ = "monitoring_timeline"
+
+    episode: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    """In the log."""
+    time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    kind: str
+    text: str
+    event: str
+    trace: str
+    """Id of the trace in which it was said; empty without one."""
+
+
+class EvidenceRow(SQLModel, table=True):
+    """What a window of an episode looked like."""
+
+    __tablename__ = "monitoring_evidence"
+
+    episode: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    number: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    """Of the window."""
+    judged: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    evidence: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class HeardRow(SQLModel, table=True):
+    """The last prediction of a model that was recorded: when it was made, and with which sequence it came."""
+
+    __tablename__ = "monitoring_heard"
+
+    model: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BIG, nullable=False))
+    time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
+class RefusedRow(SQLModel, table=True):
+    """The last predictions of a version that did not fit its reference."""
+
+    __tablename__ = "monitoring_refused"
+
+    model: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BIG, nullable=False))
+
+
+TABLES = (EpisodeRow, TimelineRow)
+"""What follows from the log."""
+
+
+# --- from events ----------------------------------------------------------------------------------------------------
+
+
+def record(session: Session, event: Event, message: Message) -> None:
+    """Keep what an event says of episodes, and in their timelines that it was said."""
+    if isinstance(event, Opening):
+        session.merge(_opened(event, message))
+        _add_line(session, event.episode, event, message)
+        return
+    for row in _concerned(session, event, message):
+        _change(row, event, message)
+        session.add(row)
+        _add_line(session, row.episode, event, message)
+
+
+def _opened(event: Opening, message: Message) -> EpisodeRow:
+    known = asdict(episodes.opened(event))
+    about, subject, producer, score = (known[name] for name in ("about", "subject", "producer", "score"))
+    return EpisodeRow(
+        episode=event.episode,
+        model=event.model,
+        version=event.version,
+        detected=event.model_dump(mode="json"),
+        opened=message.time,
+        about=about,
+        subject=subject,
+        producer=producer,
+        score=score,
+        action=event.action,
+        event=message.id,
+    )
+
+
+def _concerned(session: Session, event: Event, message: Message) -> Sequence[EpisodeRow]:
+    match event:
+        case EpisodeWorsened() | EpisodeAcknowledged() | EpisodeResolved() | NoticeSent() | NoticeFailed():
+            row = session.get(EpisodeRow, event.episode)
+            return [row] if row else []
+        case TrainingPostponed() | TrainingStarted():
+            triggers = [trigger.event for trigger in event.triggers]
+            return _rows(session, event.model, col(EpisodeRow.event).in_(triggers))
+        case ModelTrained() | TrainingFailed() | PromotionRejected() | ApprovalRequested():
+            return _rows(session, event.model, EpisodeRow.run == event.run, EpisodeRow.stage != ENDED)
+        case RolloutChanged():
+            return _of_rollout(session, event, message)
+        case MeasuresRefilled():
+            of_evaluator = col(EpisodeRow.subject).startswith(f"{event.evaluator}.", autoescape=True)
+            return [
+                row
+                for row in _rows(session, event.model, EpisodeRow.about == "measure", of_evaluator)
+                if row.resolved is None or row is _last(session, event.model, row.subject)
+            ]
+        case _:
+            return []
+
+
+def _of_rollout(session: Session, event: RolloutChanged, message: Message) -> Sequence[EpisodeRow]:
+    """The episodes whose run comes into the plan or leaves it, and those that had the plan go back."""
+    runs = [deployed.run for deployed in event.plan.deployed]
+    led = or_(
+        col(EpisodeRow.run).in_(runs) & (col(EpisodeRow.stage) != ENDED),
+        col(EpisodeRow.stage) == TRIED,
+        (col(EpisodeRow.event) == message.cause) & (col(EpisodeRow.event) != ""),
+    )
+    return _rows(session, event.model, led)
+
+
+def _change(row: EpisodeRow, event: Event, message: Message) -> None:
+    match event:
+        case EpisodeWorsened():
+            row.score = event.now
+        case EpisodeAcknowledged():
+            row.acknowledged, row.actor, row.note = message.time, event.actor, event.note
+        case EpisodeResolved():
+            row.resolved, row.reason = message.time, event.reason
+        case TrainingStarted():
+            row.run, row.stage = event.run, RUNNING
+        case TrainingFailed() | PromotionRejected():
+            row.stage = ENDED
+        case RolloutChanged() if row.run:
+            others = {one.run for one in event.plan.deployed} - {event.plan.champion.run}
+            row.stage = TRIED if row.run in others else ENDED
+
+
+def _add_line(session: Session, episode: str, event: Event, message: Message) -> None:
+    session.merge(
+        TimelineRow(
+            episode=episode,
+            sequence=message.sequence,
+            time=message.time,
+            kind=event.kind(),
+            text=timeline.sentence(event),
+            event=message.id,
+            trace=trace_of(message.headers),
+        )
+    )
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """Return the trace id of a W3C traceparent; empty without one."""
+    parts = headers.get("traceparent", "").split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def open_episodes(session: Session, model: str) -> tuple[Episode, ...]:
+    """Return the episodes of a model that have not ended, oldest first."""
+    return tuple(_episode(row) for row in _rows(session, model, col(EpisodeRow.resolved).is_(None)))
+
+
+def reacted(session: Session, model: str) -> datetime | None:
+    """Return when the last episode of a model began that retrained or rolled back."""
+    query = select(func.max(EpisodeRow.opened))
+    query = query.where(EpisodeRow.model == model, col(EpisodeRow.action).in_(episodes.REACTIONS))
+    found = session.exec(query).one()
+    return utc(found) if found else None
+
+
+def found(session: Session, model: str | None, open_only: bool, about: str | None = None) -> Sequence[EpisodeRow]:
+    """Return episodes, newest first."""
+    query = select(EpisodeRow)
+    if model:
+        query = query.where(EpisodeRow.model == model)
+    if about:
+        query = query.where(EpisodeRow.about == about)
+    if open_only:
+        query = query.where(col(EpisodeRow.resolved).is_(None))
+    return session.exec(query.order_by(col(EpisodeRow.opened).desc(), col(EpisodeRow.episode))).all()
+
+
+def episode(session: Session, id_: str) -> EpisodeRow:
+    """Return an episode. Raises NotFound."""
+    row = session.get(EpisodeRow, id_)
+    if row is None:
+        raise NotFound(f"no episode {id_!r}")
+    return row
+
+
+def lines(session: Session, episode: str) -> Sequence[TimelineRow]:
+    """Return what happened in an episode, in the order of the log."""
+    return session.exec(
+        select(TimelineRow).where(TimelineRow.episode == episode).order_by(col(TimelineRow.sequence))
+    ).all()
+
+
+def evidence(session: Session, episode: str) -> Sequence[EvidenceRow]:
+    """Return what the windows of an episode looked like, in their order."""
+    query = select(EvidenceRow).where(EvidenceRow.episode == episode)
+    return session.exec(query.order_by(col(EvidenceRow.version), col(EvidenceRow.number))).all()
+
+
+def keep_evidence(session: Session, row: EvidenceRow) -> None:
+    session.merge(row)
+
+
+# --- predictions ----------------------------------------------------------------------------------------------------
+
+
+def keep_heard(session: Session, model: str, sequence: int, time: datetime) -> None:
+    """Keep when the last prediction of a model was made; to be written together with the position in the stream."""
+    session.merge(HeardRow(model=model, sequence=sequence, time=time))
+
+
+def heard(session: Session, model: str) -> HeardRow | None:
+    return session.get(HeardRow, model)
+
+
+def heard_models(session: Session) -> list[str]:
+    """Return the models that had a prediction."""
+    return list(session.exec(select(HeardRow.model).order_by(HeardRow.model)).all())
+
+
+def keep_refused(session: Session, model: str, version: int, sequence: int) -> None:
+    """Keep that predictions of a version did not fit its reference."""
+    known = session.get(RefusedRow, (model, version))
+    latest = max(sequence, known.sequence) if known else sequence
+    session.merge(RefusedRow(model=model, version=version, sequence=latest))
+
+
+def refused(session: Session, model: str, version: int) -> int:
+    """Return the last sequence of predictions of a version that did not fit its reference; 0 without any."""
+    row = session.get(RefusedRow, (model, version))
+    return row.sequence if row else 0
+
+
+def _rows(session: Session, model: str, *conditions: Any) -> Sequence[EpisodeRow]:
+    query = select(EpisodeRow).where(EpisodeRow.model == model, *conditions)
+    return session.exec(query.order_by(col(EpisodeRow.opened), col(EpisodeRow.episode))).all()
+
+
+def _last(session: Session, model: str, subject: str) -> EpisodeRow:
+    return _rows(session, model, EpisodeRow.about == "measure", EpisodeRow.subject == subject)[-1]
+
+
+def _episode(row: EpisodeRow) -> Episode:
+    return Episode(
+        id=row.episode,
+        version=row.version,
+        about=row.about,  # type: ignore[arg-type]
+        subject=row.subject,
+        producer=row.producer,
+        score=row.score,
+        acknowledged=row.acknowledged is not None,
+    )

@@ -4,17 +4,21 @@ from sqlmodel import Session
 
 from meguri_chassis.log import Message
 from meguri_contracts.events import (
-    DriftDetected,
+    OPENINGS,
+    EpisodeAcknowledged,
     EpisodeResolved,
+    EpisodeWorsened,
     Event,
     LabelsArrived,
     QualityMeasured,
     RolloutChanged,
     SpecApplied,
 )
-from meguri_monitoring import episodes, quality, store
+from meguri_monitoring import episode_store, episodes, quality, store, timeline
 
-HEARS = (SpecApplied, RolloutChanged, DriftDetected, EpisodeResolved, LabelsArrived, QualityMeasured)
+HEARS = (SpecApplied, LabelsArrived, QualityMeasured, *timeline.HEARS)
+TABLES = (*store.TABLES, *episode_store.TABLES)
+_OF_STATE = (SpecApplied, RolloutChanged, *OPENINGS, EpisodeWorsened, EpisodeAcknowledged, EpisodeResolved)
 
 
 def evolve(session: Session, event: Event, message: Message) -> None:
@@ -27,22 +31,15 @@ def evolve(session: Session, event: Event, message: Message) -> None:
             return
         case RolloutChanged():
             _keep_plan(session, event, message)
-        case DriftDetected():
-            episode = store.EpisodeRow(
-                episode=event.episode,
-                model=event.model,
-                version=event.version,
-                detected=event.model_dump(mode="json"),
-                opened=message.time,
-            )
-            session.merge(episode)
-        case EpisodeResolved():
-            if opened := session.get(store.EpisodeRow, event.episode):
-                opened.resolved, opened.reason = message.time, event.reason
-                session.add(opened)
-    rule = event.spec.monitor if isinstance(event, SpecApplied) else store.rule(session, event.key)
+    if isinstance(event, _OF_STATE):
+        _keep_state(session, event, message)
+    episode_store.record(session, event, message)
+
+
+def _keep_state(session: Session, event: Event, message: Message) -> None:
+    rule = episodes.watched(event.spec) if isinstance(event, SpecApplied) else store.rule(session, event.key)
     state = store.state(session, event.key)
-    store.keep(session, episodes.evolve(state, event, message.sequence, message.hops), rule)
+    store.keep(session, episodes.evolve(state, event, message.sequence, message.hops, message.time), rule)
 
 
 def _keep_plan(session: Session, rollout: RolloutChanged, message: Message) -> None:

@@ -1,28 +1,24 @@
 """Tables of monitoring: what it knows of models, versions, plans, labels, episodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pydantic import TypeAdapter
 from sqlalchemy import JSON, Column, DateTime, Float, Index, Integer, false, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG, Position
-from meguri_contracts.errors import NotFound, TemporaryError
+from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import Artifact
 from meguri_contracts.spec import Monitor
+from meguri_monitoring import episode_store
 from meguri_monitoring.episodes import State
 
-_STATE = TypeAdapter(State)
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""
 MANY = 10_000
 """Labels read at once."""
-_IN_COLUMNS = {"rollout", "hops"}
-"""Of a state, what has columns of its own: replicas that do not know of it yet leave those alone."""
 
 
 class Behind(TemporaryError):
@@ -92,28 +88,23 @@ class LabelRow(SQLModel, table=True):
     """In the log."""
 
 
-class EpisodeRow(SQLModel, table=True):
-    __tablename__ = "monitoring_episode"
-
-    episode: str = Field(primary_key=True)
-    model: str = Field(index=True)
-    version: int
-    detected: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    """The event drift-detected."""
-    opened: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
-    resolved: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
-    reason: str = ""
-
-
-TABLES = (ModelRow, VersionRow, EpisodeRow, PlanRow, LabelRow)
+TABLES = (ModelRow, VersionRow, PlanRow, LabelRow)
 """What follows from the log."""
 
 
 def state(session: Session, model: str) -> State:
+    """Return what is known of a model; what is open and when was last reacted is what the table of episodes says."""
     row = session.get(ModelRow, model)
     if row is None:
         return State(model=model)
-    return replace(_STATE.validate_python(row.state), rollout=row.rollout, hops=row.hops)
+    return State(
+        model=model,
+        champion=row.state["champion"],
+        rollout=row.rollout,
+        hops=row.hops,
+        episodes=episode_store.open_episodes(session, model),
+        reacted=episode_store.reacted(session, model),
+    )
 
 
 def rule(session: Session, model: str) -> Monitor:
@@ -126,11 +117,19 @@ def keep(session: Session, state: State, rule: Monitor) -> None:
     row = ModelRow(
         name=state.model,
         rule=rule.model_dump(),
-        state=_STATE.dump_python(state, mode="json", exclude=_IN_COLUMNS),
+        state={"model": state.model, "champion": state.champion, "episode": _for_older_replicas(state)},
         rollout=state.rollout,
         hops=state.hops,
     )
     session.merge(row)
+
+
+def _for_older_replicas(state: State) -> dict[str, Any] | None:
+    """The open episode of drift, where replicas look for it that know of no other kind."""
+    drift = state.open("drift")
+    if drift is None:
+        return None
+    return {"id": drift.id, "version": drift.version, "feature": drift.subject, "producer": drift.producer}
 
 
 def models(session: Session) -> Sequence[ModelRow]:
@@ -194,21 +193,3 @@ def position(session: Session) -> int | None:
     """Return how far the predictions are counted into windows; None when that was never begun, or everything is lost."""
     row = session.get(Position, PREDICTIONS)
     return row.sequence if row else None
-
-
-def episodes(session: Session, model: str | None, open_only: bool) -> Sequence[EpisodeRow]:
-    """Return episodes, newest first."""
-    query = select(EpisodeRow)
-    if model:
-        query = query.where(EpisodeRow.model == model)
-    if open_only:
-        query = query.where(col(EpisodeRow.resolved).is_(None))
-    return session.exec(query.order_by(col(EpisodeRow.opened).desc())).all()
-
-
-def episode(session: Session, id_: str) -> EpisodeRow:
-    """Return an episode. Raises NotFound."""
-    row = session.get(EpisodeRow, id_)
-    if row is None:
-        raise NotFound(f"no episode {id_!r}")
-    return row

@@ -13,6 +13,7 @@ from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG
 from meguri_monitoring.judging import Judged
+from meguri_monitoring.store import Behind
 from meguri_monitoring.windows import Part, Planner, Window
 
 KEPT = 2000
@@ -105,10 +106,12 @@ class LeaseRow(SQLModel, table=True):
 
 
 def planner(session: Session, model: str, version: int, rollout: int) -> Planner:
-    """Return how far a version is planned; from a new beginning if that was under an earlier rollout."""
+    """Return how far a version is planned; from a new beginning if that was under an earlier rollout. Raises Behind."""
     row = session.get(PlannedRow, (model, version))
     if row is None:
         return Planner()
+    if rollout < row.rollout:
+        raise Behind(f"windows of {model} are of rollout {row.rollout}, the tables know {rollout}")
     known = _PLANNER.validate_python(row.planner)
     return known if row.rollout == rollout else Planner(last=known.last)
 

@@ -675,6 +675,10 @@ class DriftDetected(Event):
     action_reason: str = ""
     """Why it is not what the spec says for this kind."""
 
+    @property
+    def identity(self) -> str:
+        return self.episode
+
 
 class PerformanceDegraded(Event):
     """Predictions of a version are worse than they were, by the labels that arrived. Said by monitoring, once per episode."""
@@ -705,6 +709,10 @@ class PerformanceDegraded(Event):
     action: Action = "retrain"
     action_reason: str = ""
 
+    @property
+    def identity(self) -> str:
+        return self.episode
+
 
 class AnomalyDetected(Event):
     """Something else than distribution or quality is not as it was. Said by monitoring, once per episode."""
@@ -734,6 +742,10 @@ class AnomalyDetected(Event):
     action: Action = "notify"
     action_reason: str = ""
 
+    @property
+    def identity(self) -> str:
+        return self.episode
+
 
 class EpisodeWorsened(Event):
     """An open episode is much worse than when this was last said."""
@@ -752,6 +764,10 @@ class EpisodeWorsened(Event):
     window: Window | None = None
     text: str = ""
 
+    @property
+    def identity(self) -> str:
+        return self.episode
+
 
 class EpisodeAcknowledged(Event):
     """A person has seen an open episode."""
@@ -766,6 +782,10 @@ class EpisodeAcknowledged(Event):
     actor: str
     note: str = ""
 
+    @property
+    def identity(self) -> str:
+        return self.episode
+
 
 class EpisodeResolved(Event):
     """What the episode was about is as before, or another version with another reference serves."""
@@ -778,6 +798,10 @@ class EpisodeResolved(Event):
     episode: EpisodeId
     about: EpisodeKind = "drift"
     reason: str
+
+    @property
+    def identity(self) -> str:
+        return self.episode
 
 
 class NoticeSent(Event):
