@@ -60,7 +60,7 @@ def test_merged_profiles_are_the_profile_of_both(rows):
 
 def test_up_to_the_rows_kept_nothing_is_lost():
     feature = profile_of(["a", "b"], NORMAL[:KEPT]).features["a"]
-    values, weights = feature.weighted()
+    values, weights = feature.weighted
 
     assert feature.is_exact
     assert values.tolist() == np.sort(NORMAL[:KEPT, 0].astype(np.float32)).tolist()
@@ -80,13 +80,13 @@ def test_what_was_asked_before_does_not_hide_what_comes_later(rows):
     for part in (NORMAL[:5, 0], NORMAL[5:rows, 0]):
         feature.update(part)
         assert feature.mean == pytest.approx(NORMAL[: feature.n, 0].mean(), rel=1e-5)
-        assert feature.weighted()[1].sum() == feature.n
+        assert feature.weighted[1].sum() == feature.n
 
 
 def test_beyond_the_rows_kept_ranks_stay_within_the_stated_error():
     rows = np.random.default_rng(1).normal(size=(100_000, 1))
     feature = profile_of(["a"], rows).features["a"]
-    values, weights = feature.weighted()
+    values, weights = feature.weighted
     true_rank = np.searchsorted(np.sort(rows[:, 0]), values, "right") / len(rows)
 
     assert not feature.is_exact

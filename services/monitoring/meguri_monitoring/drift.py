@@ -1,32 +1,34 @@
-"""Whether live features still look like the reference, and which producer moved them.
+"""Whether the distribution of columns, features or answers, still looks like the reference's.
 
-A feature has drifted when the difference is both significant and large enough to matter: significance alone cries wolf
-in large windows, distance alone in small ones.
+A column has drifted when the difference is both significant and large enough to matter: significance alone cries wolf
+in large windows, distance alone in small ones. Missing values have no part in it.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.special import kolmogorov
-
-from meguri_chassis.profiles import NumericProfile, Profile
+from meguri_chassis.profiles import ColumnProfile, NumericProfile, Profile
 from meguri_contracts.errors import Invalid
-from meguri_contracts.spec import Monitor
+from meguri_contracts.spec import EpisodeKind, Method, Monitor
+from meguri_monitoring import blaming, distances
+from meguri_monitoring.blaming import Contribution
+from meguri_monitoring.findings import Finding
+
+Pairs = Mapping[str, tuple[ColumnProfile, ColumnProfile]]
+"""By column the reference's profile and that of the live rows."""
 
 
 @dataclass(frozen=True)
 class FeatureVerdict:
-    """How far one feature is from its reference."""
+    """How far one column of numbers is from its reference."""
 
     feature: str
     ks: float
-    """Kolmogorov-Smirnov distance, 0 to 1. A missing value counts as one above all others."""
+    """Kolmogorov-Smirnov distance, 0 to 1."""
     p_value: float
     """Asymptotic, two-sided, on the safe side when values repeat; not yet divided by the number of features."""
     wasserstein: float
-    """Of the values that are there, in standard deviations of the reference; of both together when it is constant."""
+    """In standard deviations of the reference; of both together when it is constant."""
     drifted: bool
 
     @property
@@ -37,7 +39,7 @@ class FeatureVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a window says. Without enough rows it says nothing, and that is not the same as quiet."""
+    """What a window says of its numbers. Without enough rows it says nothing, and that is not the same as quiet."""
 
     features: tuple[FeatureVerdict, ...]
     """In the order of the reference; empty without enough rows."""
@@ -61,17 +63,8 @@ class Verdict:
         return any(feature.drifted for feature in self.features)
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """What one producer adds to the distance of the drifted features."""
-
-    producer: str
-    share: float
-    """Share of the distance that disappears without it: below 0 when it hides drift, above 1 when the others do."""
-
-
 def compare(reference: Profile, live: Profile, rule: Monitor) -> Verdict:
-    """Hold `live` against `reference`, feature by feature.
+    """Hold the numbers of `live` against those of `reference`, feature by feature.
 
     Raises Invalid when the two do not have the same features.
     """
@@ -81,81 +74,113 @@ def compare(reference: Profile, live: Profile, rule: Monitor) -> Verdict:
     rows = min(reference.rows, live.rows)
     if rows < rule.min_rows:
         return Verdict((), rows, rule.min_rows)
-    pairs = [(feature, live.features[name]) for name, feature in reference.features.items()]
-    distances = [_distances(ours, theirs) for ours, theirs in pairs]
-    # The sketches may be off by this much: what remains is a distance that the rows themselves must have.
-    certain = [max(0.0, ks - a.rank_error - b.rank_error) for (ks, _), (a, b) in zip(distances, pairs, strict=True)]
-    effective_rows = reference.rows * live.rows / (reference.rows + live.rows)
-    p_values = kolmogorov(np.sqrt(effective_rows) * np.array(certain))
-    verdicts = (
-        FeatureVerdict(
-            feature=name,
-            ks=ks,
-            p_value=float(p_value),
-            wasserstein=wasserstein,
-            drifted=bool(p_value < rule.p_value / len(pairs) and max(ks, wasserstein) >= rule.distance),
-        )
-        for name, (ks, wasserstein), p_value in zip(reference.features, distances, p_values, strict=True)
-    )
-    return Verdict(tuple(verdicts), rows, rule.min_rows)
+    pairs = {name: (feature, live.features[name]) for name, feature in reference.features.items()}
+    return Verdict(tuple(_numbers(pairs, rule, len(pairs))), rows, rule.min_rows)
+
+
+def findings(about: EpisodeKind, pairs: Pairs, rule: Monitor) -> list[Finding]:
+    """Hold columns against their references by the default rule, or by the method that the spec names for one.
+
+    The significance is divided by the number of columns.
+    """
+    tested = [name for name in pairs if name not in rule.methods]
+    verdicts = {verdict.feature: verdict for verdict in _numbers(_of_numbers(pairs, tested), rule, len(tested))}
+    found = []
+    for name, (ours, theirs) in pairs.items():
+        if verdict := verdicts.get(name):
+            found.append(_of_number(about, verdict, rule.distance))
+        elif method := rule.methods.get(name):
+            found.append(by_method(about, name, ours, theirs, method))
+        else:
+            found.append(_of_categories(about, name, ours, theirs, rule, len(tested)))
+    return found
+
+
+def by_method(about: EpisodeKind, name: str, ours: ColumnProfile, theirs: ColumnProfile, method: Method) -> Finding:
+    """Hold a column against its reference by one statistic and its threshold alone."""
+    counts = distances.counts(ours, theirs)
+    ks, wasserstein = distances.largest_change(*counts), None
+    if isinstance(ours, NumericProfile) and isinstance(theirs, NumericProfile):
+        ks, wasserstein = distances.ks_and_wasserstein(ours, theirs)
+    match method.method:
+        case "psi":
+            score = distances.population_stability(*counts)
+        case "jensen-shannon":
+            score = distances.jensen_shannon(*counts)
+        case "ks":
+            score = ks
+        case "wasserstein":
+            score = wasserstein or 0.0
+    moved = score >= method.threshold
+    return Finding(about, name, moved, score, method.threshold, method.method, ks=ks, wasserstein=wasserstein)
 
 
 def contributions(
     reference: Profile, by_producer: Mapping[str, Profile], features: Iterable[str]
 ) -> tuple[Contribution, ...]:
-    """Return what each producer adds to the distance of `features`, most first: the distance of all rows is compared
-    with that of the rows of all others. A producer that is alone has share 1.
+    """Return what each producer adds to the distance of `features`, most first.
 
-    `by_producer` holds profiles on the bin edges of `reference`. Shares need not add up to 1: producers that moved
-    alike hide each other and have about 0. Raises Invalid when the edges differ or nobody has rows.
+    `by_producer` holds profiles on the bin edges of `reference`. Raises Invalid when the edges differ or nobody has rows.
     """
-    present = {producer: profile for producer, profile in sorted(by_producer.items()) if profile.rows}
-    if not present:
-        raise Invalid("no producer has rows in this window; there is nothing to attribute")
-    if len(present) == 1:
-        (alone,) = present
-        return (Contribution(alone, 1.0),)
-    names = list(features)
-    everyone = _total_distance(reference, list(present.values()), names)
-    shares = []
-    for producer in present:
-        others = [profile for other, profile in present.items() if other != producer]
-        rest = _total_distance(reference, others, names)
-        shares.append(Contribution(producer, 1 - rest / everyone if everyone else 0.0))
-    return tuple(sorted(shares, key=lambda contribution: -contribution.share))
+    return blaming.contributions(
+        [
+            (reference.features[name], {producer: profile.features[name] for producer, profile in by_producer.items()})
+            for name in features
+        ],
+        blaming.distribution,
+    )
 
 
-def _total_distance(reference: Profile, profiles: Sequence[Profile], names: Sequence[str]) -> float:
-    total = 0.0
-    for name in names:
-        together = NumericProfile(reference.features[name].edges)
-        for profile in profiles:
-            together.merge(profile.features[name])
-        total += max(_distances(reference.features[name], together))
-    return total
+def _of_numbers(pairs: Pairs, names: Iterable[str]) -> dict[str, tuple[NumericProfile, NumericProfile]]:
+    chosen = ((name, *pairs[name]) for name in names)
+    return {
+        name: (ours, theirs)
+        for name, ours, theirs in chosen
+        if isinstance(ours, NumericProfile) and isinstance(theirs, NumericProfile)
+    }
 
 
-def _distances(reference: NumericProfile, live: NumericProfile) -> tuple[float, float]:
-    """Return the Kolmogorov-Smirnov distance, and the Wasserstein distance in standard deviations."""
-    (values, weights), (live_values, live_weights) = reference.weighted(), live.weighted()
-    if not values.size + live_values.size:
-        return 0.0, 0.0
-    grid = np.concatenate([values, live_values])
-    order = grid.argsort(kind="stable")
-    ours = np.concatenate([weights, np.zeros(live_values.size)])[order].cumsum()
-    theirs = np.concatenate([np.zeros(values.size), live_weights])[order].cumsum()
-    steps = np.diff(grid[order])
-    gaps = np.abs(ours / (reference.n + reference.missing) - theirs / (live.n + live.missing))
-    ks = max(gaps[:-1][steps > 0].max(initial=0.0), gaps[-1])  # among equal values only the last has counted them all
-    if not (reference.n and live.n):
-        return float(ks), 0.0
-    wasserstein = float(np.abs(ours / reference.n - theirs / live.n)[:-1] @ steps)
-    return float(ks), wasserstein / _unit(reference, live) if wasserstein else 0.0
+def _numbers(
+    pairs: Mapping[str, tuple[NumericProfile, NumericProfile]], rule: Monitor, columns: int
+) -> list[FeatureVerdict]:
+    gaps = [distances.ks_and_wasserstein(ours, theirs) for ours, theirs in pairs.values()]
+    p_values = distances.ks_p_values([ks for ks, _ in gaps], list(pairs.values())).tolist()
+    return [
+        FeatureVerdict(name, ks, p_value, wasserstein, _moved(max(ks, wasserstein), p_value, rule, columns))
+        for name, (ks, wasserstein), p_value in zip(pairs, gaps, p_values, strict=True)
+    ]
 
 
-def _unit(reference: NumericProfile, live: NumericProfile) -> float:
-    # A constant has no scale of its own, and a fixed floor would depend on the unit of the feature.
-    if reference.std:
-        return reference.std
-    both = reference.moments.join(live.moments)
-    return math.sqrt(both.m2 / both.n)
+def _of_number(about: EpisodeKind, verdict: FeatureVerdict, threshold: float) -> Finding:
+    return Finding(
+        about=about,
+        subject=verdict.feature,
+        moved=verdict.drifted,
+        score=verdict.distance,
+        threshold=threshold,
+        method="ks or wasserstein",
+        p_value=verdict.p_value,
+        ks=verdict.ks,
+        wasserstein=verdict.wasserstein,
+    )
+
+
+def _of_categories(
+    about: EpisodeKind, name: str, ours: ColumnProfile, theirs: ColumnProfile, rule: Monitor, columns: int
+) -> Finding:
+    counts = distances.without_rare(*distances.counts(ours, theirs))
+    distance, p_value = distances.jensen_shannon(*counts), distances.g_test(*counts)
+    return Finding(
+        about=about,
+        subject=name,
+        moved=_moved(distance, p_value, rule, columns),
+        score=distance,
+        threshold=rule.distance,
+        method="jensen-shannon",
+        p_value=p_value,
+        ks=distances.largest_change(*counts),
+    )
+
+
+def _moved(distance: float, p_value: float, rule: Monitor, columns: int) -> bool:
+    return p_value < rule.p_value / columns and distance >= rule.distance

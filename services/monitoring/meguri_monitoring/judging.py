@@ -1,48 +1,26 @@
 """A closed window held against its reference: what moved, by how much, and who moved it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from meguri_chassis.profiles import Profile
+from meguri_chassis.profiles import ColumnProfile, Profile
 from meguri_contracts import events
-from meguri_contracts.spec import EpisodeKind, Monitor
-from meguri_monitoring.drift import compare, contributions
-from meguri_monitoring.profiling import Share
+from meguri_contracts.spec import EpisodeKind, Monitor, expand
+from meguri_monitoring import blaming, drift, evidently, gaps
+from meguri_monitoring.findings import Culprit, Finding
+from meguri_monitoring.profiling import Share, together
+
+__all__ = ["NAMED", "Culprit", "Finding", "Judged", "judge"]
 
 NAMED = 20
 """Subjects of a kind that an event names and that are attributed to producers: the worst."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One subject, a feature or a column of the answer, held against its reference in one respect."""
-
-    about: EpisodeKind
-    subject: str
-    moved: bool
-    score: float
-    """The effect, as the method has it: what is held against `threshold`."""
-    threshold: float
-    method: str
-    """`ks or wasserstein`, `jensen-shannon`, `psi`, `share` and so on."""
-    p_value: float | None = None
-    """Not divided by the number of features; None for a method without a test."""
-    ks: float | None = None
-    wasserstein: float | None = None
-    """In standard deviations of the reference; None for what is no number."""
-
-
-@dataclass(frozen=True)
-class Culprit:
-    """Who contributes most to what moved in one respect."""
-
-    producer: str
-    share: float
-    """Of the distance, what disappears without it."""
-    samples: tuple[str, ...] = ()
-    """Prediction ids of its latest rows."""
-    traces: tuple[str, ...] = ()
-    """Their trace ids."""
+_DISTANCES: Mapping[EpisodeKind, blaming.Distance] = {
+    "drift": blaming.distribution,
+    "prediction": blaming.distribution,
+    "missing": blaming.missing,
+    "categories": blaming.strangers,
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +44,13 @@ class Judged:
     """Between these."""
     late: int = 0
     """Rows that came after it was closed, as far as that was known when it was judged."""
+    tolerated: tuple[EpisodeKind, ...] = ()
+    """Kinds in which something moved, but less than the rule's share of all: then nothing counts as moved."""
 
     def moved(self, about: EpisodeKind) -> tuple[Finding, ...]:
         """Return what moved in one respect, worst first."""
+        if about in self.tolerated:
+            return ()
         found = [one for one in self.findings if one.about == about and one.moved]
         return tuple(sorted(found, key=lambda one: -one.score / one.threshold if one.threshold else -one.score))
 
@@ -86,28 +68,67 @@ def judge(
     seconds: float = 0.0,
     late: int = 0,
 ) -> Judged:
-    together = reference.like()
-    for name in sorted(shares):
-        together.merge(shares[name].profile)
-    verdict = compare(reference, together, rule)
-    findings = tuple(
-        Finding(
-            "drift",
-            one.feature,
-            one.drifted,
-            one.distance,
-            rule.distance,
-            "ks or wasserstein",
-            one.p_value,
-            one.ks,
-            one.wasserstein,
-        )
-        for one in verdict.features
+    """Hold a closed window of a version against its reference, and name who moved what has moved.
+
+    Without `rule.min_rows` on both sides there is no verdict. What the reference does not have, answers or categories in
+    those of earlier releases, is not judged.
+    """
+    live = together(reference, shares)
+    judged = min(reference.rows, live.rows) >= rule.min_rows
+    found, tolerated = _findings(reference, live, rule) if judged else ([], ())
+    whole = Judged(
+        version=version,
+        number=number,
+        window=window,
+        judged=judged,
+        findings=tuple(found),
+        began=began,
+        ended=ended,
+        seconds=seconds,
+        late=late,
+        tolerated=tolerated,
     )
-    judged = Judged(version, number, window, verdict.judged, findings, {}, began, ended, seconds, late)
-    if not verdict.moved:
-        return judged
-    names = [one.subject for one in judged.moved("drift")[:NAMED]]
-    [worst, *_] = contributions(reference, {name: share.profile for name, share in shares.items()}, names)
-    share = shares[worst.producer]
-    return replace(judged, culprits={"drift": Culprit(worst.producer, worst.share, share.samples, share.traces)})
+    culprits = {
+        about: _culprit(about, moved, reference, shares) for about in _DISTANCES if (moved := whole.moved(about))
+    }
+    return replace(whole, culprits=culprits) if culprits else whole
+
+
+def _findings(reference: Profile, live: Profile, rule: Monitor) -> tuple[list[Finding], tuple[EpisodeKind, ...]]:
+    ignored = {name for pattern in rule.ignore for name in expand(pattern)}
+    inputs = _pairs(reference.inputs, live.inputs, ignored)
+    outputs = _pairs(reference.outputs, live.outputs) if rule.prediction else {}
+    compare = evidently.findings if rule.rule == "evidently" else drift.findings
+    features = compare("drift", inputs, rule)
+    found = [
+        *features,
+        *compare("prediction", outputs, rule),
+        *gaps.missing(inputs, rule),
+        *gaps.strangers(inputs, rule),
+    ]
+    enough = rule.rule != "evidently" or sum(one.moved for one in features) >= rule.share * len(features)
+    return found, () if enough else ("drift",)
+
+
+def _pairs(
+    reference: Mapping[str, ColumnProfile], live: Mapping[str, ColumnProfile], ignored: Collection[str] = ()
+) -> drift.Pairs:
+    return {name: (column, live[name]) for name, column in reference.items() if name not in ignored}
+
+
+def _culprit(about: EpisodeKind, moved: Sequence[Finding], reference: Profile, shares: Mapping[str, Share]) -> Culprit:
+    columns = [
+        (
+            columns(reference, about)[one.subject],
+            {name: columns(share.profile, about)[one.subject] for name, share in shares.items()},
+        )
+        for one in moved[:NAMED]
+    ]
+    top = blaming.contributions(columns, _DISTANCES[about])[0]
+    share = shares[top.producer]
+    return Culprit(top.producer, top.share, share.samples, share.traces)
+
+
+def columns(profile: Profile, about: EpisodeKind) -> Mapping[str, ColumnProfile]:
+    """Return the columns that findings of a kind are about."""
+    return profile.outputs if about == "prediction" else profile.inputs

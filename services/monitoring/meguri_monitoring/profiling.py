@@ -6,13 +6,16 @@ The rows are given in the order of the stream, and parts are merged in that orde
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from meguri_chassis.profiles import Profile
+from meguri_chassis.profiles import CategoricalProfile, NumericProfile, Profile
 from meguri_contracts.errors import Invalid, Malformed
 from meguri_monitoring.predictions import parts_of
 
@@ -21,6 +24,9 @@ SAMPLES = 5
 MAX_PRODUCERS = 50
 """Producers told apart, first come; the rows of all others are those of `OTHERS`."""
 OTHERS = "(others)"
+
+C = TypeVar("C", NumericProfile, CategoricalProfile)
+Order = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ class Share:
 
 
 def profile(reference: Profile, frame: pl.DataFrame) -> Profile:
-    """Return the profile of rows of predictions, on the bin edges of the reference of their version.
+    """Return the profile of rows of predictions, in the bins and categories of the reference of their version.
 
-    Raises Invalid when a feature of the reference is not among the columns, or is no number there.
+    Raises Invalid when a column of the reference is not among theirs, or is no number there.
     """
     counted = reference.like()
-    counted.update(_numbers(reference, frame))
+    _count([counted], [slice(0, frame.height)], frame)
     return counted
 
 
@@ -49,16 +55,16 @@ def by_producer(reference: Profile, frame: pl.DataFrame) -> dict[str, Share]:
 
     At most `MAX_PRODUCERS` are told apart. Raises Invalid like `profile`.
     """
-    values = _numbers(reference, frame)
-    senders = _told_apart(frame["producer"])
-    shares = {}
-    for name in senders.unique(maintain_order=True):
-        mine = np.flatnonzero((senders == name).to_numpy())
-        counted = reference.like()
-        counted.update(values[mine])
-        latest = frame[mine[-SAMPLES:]]
-        shares[name] = Share(counted, tuple(latest["prediction_id"]), tuple(latest["trace_id"]))
-    return shares
+    senders = _told_apart(frame["producer"].to_list())
+    order = np.concatenate([*senders.values(), np.empty(0, np.int64)])
+    ends = np.cumsum([len(rows) for rows in senders.values()]).tolist()
+    profiles = [reference.like() for _ in senders]
+    spans = [slice(start, end) for start, end in pairwise([0, *ends])]
+    _count(profiles, spans, frame, order if len(senders) > 1 else None)
+    return {
+        name: Share(counted, *(tuple(frame[column][rows[-SAMPLES:]]) for column in ("prediction_id", "trace_id")))
+        for (name, rows), counted in zip(senders.items(), profiles, strict=True)
+    }
 
 
 def merged(parts: Iterable[Mapping[str, Share]]) -> dict[str, Share]:
@@ -73,6 +79,14 @@ def merged(parts: Iterable[Mapping[str, Share]]) -> dict[str, Share]:
             place = name if known else OTHERS
             together[place] = _joined(together[place], share) if place in together else share
     return together
+
+
+def together(reference: Profile, shares: Mapping[str, Share]) -> Profile:
+    """Return the profile of all rows, whoever sent them."""
+    everyone = reference.like()
+    for name in sorted(shares):
+        everyone.merge(shares[name].profile)
+    return everyone
 
 
 def share_to_bytes(share: Share) -> bytes:
@@ -120,18 +134,68 @@ def _joined(before: Share, after: Share) -> Share:
     return Share(both, samples, (*before.traces, *after.traces)[-SAMPLES:])
 
 
-def _numbers(reference: Profile, frame: pl.DataFrame) -> np.ndarray:
-    names = list(reference.features)
-    if gone := [name for name in names if name not in frame.columns]:
-        raise Invalid(f"the predictions have no column {gone[0]!r}, which is a feature of their reference")
-    if texts := [name for name in names if not (frame.schema[name].is_numeric() or frame.schema[name] == pl.Boolean)]:
-        raise Invalid(f"{texts[0]!r} is {frame.schema[texts[0]]} in the predictions and a number in their reference")
-    if not names:
-        return np.empty((frame.height, 0))
-    return frame.select(pl.col(names).cast(pl.Float64).fill_null(np.nan)).to_numpy()
+def _count(
+    profiles: Sequence[Profile], spans: Sequence[slice], frame: pl.DataFrame, order: Order | None = None
+) -> None:
+    """Take rows into profiles: each its span of them, when they are in `order`."""
+    numbers, texts = _columns(profiles, NumericProfile), _columns(profiles, CategoricalProfile)
+    table = _numbers(frame, list(numbers))
+    if order is not None:
+        table = table.take(order, axis=1)
+    finite = np.logical_and.reduce(np.isfinite(table), axis=1).tolist()
+    for number, row, all_finite in zip(numbers.values(), table, finite, strict=True):
+        for column, span in zip(number, spans, strict=True):
+            column.add(row[span], all_finite)
+    for name, text in texts.items():
+        values = _texts(frame, name, order)
+        for other, span in zip(text, spans, strict=True):
+            other.add(dict(values[span].value_counts().iter_rows()))
 
 
-def _told_apart(producers: pl.Series) -> pl.Series:
-    first = producers.unique(maintain_order=True).head(MAX_PRODUCERS)
-    known = producers.is_in(first.implode())
-    return producers.zip_with(known, pl.Series([OTHERS]))
+def _columns(profiles: Sequence[Profile], kind: type[C]) -> dict[str, list[C]]:
+    """The columns of one kind in each profile, by name."""
+    columns: dict[str, list[C]] = {}
+    for counted in profiles:
+        for part in (counted.features, counted.categories, counted.outputs):
+            for name, column in part.items():
+                if isinstance(column, kind):
+                    columns.setdefault(name, []).append(column)
+    return columns
+
+
+def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> NDArray[np.float32]:
+    """The columns as rows of an array, NaN for what is not there."""
+    columns = []
+    for name in names:
+        column = _column(frame, name)
+        if column.dtype == pl.Boolean:
+            column = column.cast(pl.Float64)
+        if not column.dtype.is_numeric():
+            raise Invalid(f"{name!r} is {column.dtype} in the predictions and a number in their reference")
+        columns.append(column.to_numpy())
+    with np.errstate(over="ignore"):
+        return np.array(columns, dtype=np.float32).reshape(len(names), frame.height)
+
+
+def _texts(frame: pl.DataFrame, name: str, order: Order | None) -> pl.Series:
+    values = _column(frame, name).cast(pl.String).fill_null("")
+    return values if order is None else values.gather(order)
+
+
+def _column(frame: pl.DataFrame, name: str) -> pl.Series:
+    if name not in frame.columns:
+        raise Invalid(f"the predictions have no column {name!r}, which their reference has")
+    return frame[name]
+
+
+def _told_apart(producers: Sequence[str]) -> dict[str, Order]:
+    """The places of each producer's rows."""
+    places: dict[str, list[int]] = {}
+    for at, name in enumerate(producers):
+        if name in places:
+            places[name].append(at)
+        elif len(places) - (OTHERS in places) < MAX_PRODUCERS:
+            places[name] = [at]
+        else:
+            places.setdefault(OTHERS, []).append(at)
+    return {name: np.array(rows) for name, rows in places.items()}
