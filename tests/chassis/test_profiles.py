@@ -95,6 +95,22 @@ def test_beyond_the_rows_kept_ranks_stay_within_the_stated_error():
     assert np.abs(np.cumsum(weights) / len(rows) - true_rank).max() < 2 * feature.rank_error
 
 
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_rows_keep_their_weight_when_sketches_are_merged(parts):
+    rows = np.random.default_rng(2).normal(size=(parts * 16_500, 1))
+    together = profile_of(["a"], rows).like()
+    for part in np.split(rows, parts):
+        one = together.like()
+        one.update(part)
+        together.merge(one)
+    feature = together.features["a"]
+    values, weights = feature.weighted
+    true_rank = np.searchsorted(np.sort(rows[:, 0]), values, "right") / len(rows)
+
+    assert weights.sum() == feature.n == len(rows)
+    assert np.abs(np.cumsum(weights) / len(rows) - true_rank).max() < 2 * feature.rank_error
+
+
 def test_a_mass_point_is_a_bin_of_its_own():
     rows = np.concatenate([np.zeros(500), np.linspace(1, 2, 500)])[:, None]
     reference = profile_of(["a"], rows)

@@ -119,8 +119,8 @@ def _pairs(
 def _culprit(about: EpisodeKind, moved: Sequence[Finding], reference: Profile, shares: Mapping[str, Share]) -> Culprit:
     columns = [
         (
-            columns(reference, about)[one.subject],
-            {name: columns(share.profile, about)[one.subject] for name, share in shares.items()},
+            columns_of(reference, about)[one.subject],
+            {name: columns_of(share.profile, about)[one.subject] for name, share in shares.items()},
         )
         for one in moved[:NAMED]
     ]
@@ -129,6 +129,6 @@ def _culprit(about: EpisodeKind, moved: Sequence[Finding], reference: Profile, s
     return Culprit(top.producer, top.share, share.samples, share.traces)
 
 
-def columns(profile: Profile, about: EpisodeKind) -> Mapping[str, ColumnProfile]:
+def columns_of(profile: Profile, about: EpisodeKind) -> Mapping[str, ColumnProfile]:
     """Return the columns that findings of a kind are about."""
     return profile.outputs if about == "prediction" else profile.inputs

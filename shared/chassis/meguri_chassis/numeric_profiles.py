@@ -34,6 +34,8 @@ Doubles = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 _DECILES = np.arange(1, 10) / 10
+_LEVELS_AT, _STARTS_AT = 18, 20
+"""Bytes of a serialised sketch: the number of its levels, and where each begins."""
 
 
 class Moments(NamedTuple):
@@ -258,11 +260,10 @@ class NumericProfile:
         """The values retained, sorted, and how many rows each stands for. Not to be written to."""
         if not self._folded:
             return np.sort(self._kept).astype(np.float64), np.ones(self._kept.size)
-        items = np.array(list(self._folded.sketch), dtype=np.float64)
-        values = np.concatenate([self._kept, items[:, 0]])
-        weights = np.concatenate([np.ones(self._kept.size), items[:, 1]])
+        items, weights = _items(self._folded.sketch)
+        values = np.concatenate([self._kept, items])
         order = np.argsort(values, kind="stable")
-        return values[order], weights[order]
+        return values[order].astype(np.float64), np.concatenate([np.ones(self._kept.size), weights])[order]
 
     @cached_property
     def steps(self) -> Steps:
@@ -320,6 +321,19 @@ def deciles(column: Singles) -> Doubles:
     if not values.size:
         return np.empty(0)
     return np.unique(np.quantile(values, _DECILES, method="inverted_cdf")).astype(np.float64)
+
+
+def _items(sketch: Any) -> tuple[Singles, Doubles]:
+    """Return what a sketch of more than one value retains and the weights, out of its binary form, which is the same in every
+    language: its own iterator takes time, and after a merge that left the lowest level empty its weights are wrong.
+    """
+    raw = sketch.serialize()
+    levels = raw[_LEVELS_AT]
+    starts = np.frombuffer(raw, "<u4", levels, _STARTS_AT)
+    # Behind the starts come the smallest and the largest value, then what is retained, level by level.
+    items = np.frombuffer(raw, "<f4", offset=_STARTS_AT + 4 * levels + 8)
+    sizes = np.diff(np.append(starts, starts[0] + items.size))
+    return items, np.repeat(2.0 ** np.arange(levels), sizes)
 
 
 def _counted(values: Doubles, edges: Doubles) -> Counts:
