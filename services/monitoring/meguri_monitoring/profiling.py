@@ -121,9 +121,9 @@ def shares_from_bytes(data: bytes) -> dict[str, Share]:
 
 def require_fitting(reference: Profile, frame: pl.DataFrame) -> None:
     """Raise Invalid when rows of predictions do not have the features of their reference, or others that are numbers."""
-    _numbers(reference, frame.clear())
+    profile(reference, frame.clear())
     features, _ = parts_of(frame.columns)
-    if odd := [name for name in features if name not in reference.features and frame.schema[name].is_numeric()]:
+    if odd := [name for name in features if name not in reference.inputs and frame.schema[name].is_numeric()]:
         raise Invalid(f"the predictions have a column {odd[0]!r}, which is no feature of their reference")
 
 
