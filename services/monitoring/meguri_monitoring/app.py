@@ -1,7 +1,10 @@
 """Monitoring: keeps every prediction, holds windows of them against the reference, tells of drift once per episode, and counts
 what labels say of the versions that answer."""
 
+from collections.abc import Collection
 from pathlib import Path
+
+from nats.js.errors import NotFoundError
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import Hearing
@@ -40,12 +43,27 @@ def build(settings: Settings | None = None) -> Service:
         decider=service.decider,
         data_url=settings.data_url,
     )
-    concluder = Concluder(database=database, decider=service.decider)
+
+    async def newest(model: str) -> int:
+        """The sequence of the last message of a model's predictions, 0 without one."""
+        try:
+            found = await service.jetstream().get_last_msg(PREDICTIONS, f"{PREDICTION_PREFIX}.{model}")
+        except NotFoundError:
+            return 0
+        return int(found.seq or 0)
+
+    concluder = Concluder(log=service.log, database=database, projection=tables, decider=service.decider, newest=newest)
     references = References(
         log=service.log, database=database, projection=tables, artifacts=Artifacts(settings.artifacts_url)
     )
     queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
     reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME)
+
+    def kept(models: Collection[str]) -> None:
+        """Predictions of these came into the tables."""
+        measurer.look(models)
+        concluder.heard(models)
+
     recorder = Recorder(
         reader=reader,
         log=service.log,
@@ -56,7 +74,7 @@ def build(settings: Settings | None = None) -> Service:
         queue=queue,
         replica=settings.replica,
         data_url=settings.data_url,
-        hooks=Hooks(kept=measurer.look),
+        hooks=Hooks(kept=kept, refused=concluder.refused),
     )
     counter = Counter(
         queue=queue,
@@ -69,10 +87,10 @@ def build(settings: Settings | None = None) -> Service:
     service.once_connected(counter.run)
     service.once_connected(concluder.run)
     service.once_connected(measurer.run)
-    service.reasons += [recorder.trouble, queue.trouble]
+    service.reasons += [recorder.trouble, queue.trouble, concluder.trouble]
     service.warnings.append(measurer.trouble)
     service.follow_advisories()
-    service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode]))
+    service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
     service.hear(Hearing(MONITORING_LABELS, [measurer.take]))
     service.app.include_router(api.routes(service, measurer))
     return service

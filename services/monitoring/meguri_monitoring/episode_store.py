@@ -5,6 +5,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import JSON, Column, DateTime, Float, or_, text
 from sqlmodel import Field, Session, SQLModel, col, func, select
 
@@ -29,10 +30,16 @@ from meguri_contracts.events import (
 )
 from meguri_monitoring import episodes, timeline
 from meguri_monitoring.episodes import Episode
+from meguri_monitoring.judging import Judged
 from meguri_monitoring.looks import Opening
 
+KEPT = 200
+"""Windows of an episode whose evidence is kept: the first half of them, and the latest."""
 RUNNING, TRIED, ENDED = "running", "tried", "ended"
 """How far the run is that an episode led to: in training or waiting for a verdict, in the traffic plan, done with."""
+
+
+_JUDGED = TypeAdapter(Judged)
 
 
 def _text(default: str = "") -> Any:
@@ -103,12 +110,11 @@ class EvidenceRow(SQLModel, table=True):
 
 
 class HeardRow(SQLModel, table=True):
-    """The last prediction of a model that was recorded: when it was made, and with which sequence it came."""
+    """When the last prediction of a model was made that was recorded."""
 
     __tablename__ = "monitoring_heard"
 
     model: str = Field(primary_key=True)
-    sequence: int = Field(sa_column=Column(BIG, nullable=False))
     time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
@@ -279,20 +285,35 @@ def evidence(session: Session, episode: str) -> Sequence[EvidenceRow]:
     return session.exec(query.order_by(col(EvidenceRow.version), col(EvidenceRow.number))).all()
 
 
-def keep_evidence(session: Session, row: EvidenceRow) -> None:
-    session.merge(row)
+def has_evidence(session: Session, episode: str) -> bool:
+    return session.exec(select(EvidenceRow.number).where(EvidenceRow.episode == episode).limit(1)).first() is not None
+
+
+def keep_evidence(session: Session, episode: str, judged: Judged, evidence: dict[str, Any] | None) -> None:
+    """Keep what a window of an episode looked like. Of a long one the windows in the middle make room."""
+    kept = _JUDGED.dump_python(judged, mode="json")
+    session.merge(
+        EvidenceRow(episode=episode, version=judged.version, number=judged.number, judged=kept, evidence=evidence or {})
+    )
+    session.flush()
+    of_episode = select(EvidenceRow).where(EvidenceRow.episode == episode).order_by(col(EvidenceRow.number))
+    if session.exec(of_episode.offset(KEPT).limit(1)).first():
+        session.delete(session.exec(of_episode.offset(KEPT // 2).limit(1)).one())
 
 
 # --- predictions ----------------------------------------------------------------------------------------------------
 
 
-def keep_heard(session: Session, model: str, sequence: int, time: datetime) -> None:
+def keep_heard(session: Session, model: str, time: datetime) -> None:
     """Keep when the last prediction of a model was made; to be written together with the position in the stream."""
-    session.merge(HeardRow(model=model, sequence=sequence, time=time))
+    known = heard(session, model)
+    session.merge(HeardRow(model=model, time=max(time, known) if known else time))
 
 
-def heard(session: Session, model: str) -> HeardRow | None:
-    return session.get(HeardRow, model)
+def heard(session: Session, model: str) -> datetime | None:
+    """Return when the last prediction of a model was made; None before the first."""
+    row = session.get(HeardRow, model)
+    return utc(row.time) if row else None
 
 
 def heard_models(session: Session) -> list[str]:

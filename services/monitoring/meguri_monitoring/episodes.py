@@ -198,9 +198,7 @@ def _begun(state: State, running: Sequence[Look], rule: Monitor, now: datetime) 
     said = {
         "model": state.model,
         "version": last.version,
-        "episode": derived_id(
-            state.model, "episode", last.about, last.subject, str(last.version), str(state.rollout), last.place
-        ),
+        "episode": derived_id(state.model, "episode", last.about, last.subject, *_reference(state, last), last.place),
         "about": last.about,
         "producer": last.producer,
         "share": last.share,
@@ -211,6 +209,11 @@ def _begun(state: State, running: Sequence[Look], rule: Monitor, now: datetime) 
         "action_reason": reason,
     }
     return looks.opening(said, last, inputs_moved)
+
+
+def _reference(state: State, look: Look) -> tuple[str, ...]:
+    """Which version in which rollout it is about; a silence is about none: another champion makes no other of it."""
+    return () if look.about == "silence" else (str(look.version), str(state.rollout))
 
 
 def _action(state: State, rule: Monitor, about: EpisodeKind, now: datetime) -> tuple[Action, str]:

@@ -7,12 +7,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
+from typing import Protocol
 
 import polars as pl
 from nats.aio.msg import Msg
@@ -29,7 +29,7 @@ from meguri_chassis.work import WorkQueue
 from meguri_contracts.errors import Invalid, Malformed, MeguriError, PermanentError
 from meguri_contracts.names import is_name
 from meguri_contracts.topology import WINDOW_PREFIX
-from meguri_monitoring import predictions, store, tables, window_store, windows
+from meguri_monitoring import episode_store, predictions, store, tables, window_store, windows
 from meguri_monitoring.predictions import ROLE, SHADOW, Batch
 from meguri_monitoring.profiling import require_fitting
 from meguri_monitoring.references import References
@@ -76,14 +76,21 @@ class Task:
             raise Malformed(f"not a task: {type(error).__name__}: {error}") from error
 
 
+class Refused(Protocol):
+    """Takes predictions whose columns do not fit, before they are set aside."""
+
+    async def __call__(
+        self, model: str, version: int, *, column: str, reason: str, sequence: int, rows: int
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Who is told of what was recorded."""
 
-    kept: Callable[[Mapping[str, datetime]], None] = lambda _: None
-    """Takes the models of which predictions came into the tables, each with the time of the latest."""
-    refused: Callable[[Batch, Invalid], Awaitable[None]] | None = None
-    """Takes predictions whose columns do not fit, before they are set aside."""
+    kept: Callable[[Collection[str]], None]
+    """Takes the models of which predictions came into the tables."""
+    refused: Refused
 
 
 class Recorder:
@@ -209,7 +216,7 @@ class Recorder:
             self._untold += await asyncio.to_thread(self._plan, kept, watched, last)
             self._position = last
             await self._tell()
-            self._hooks.kept(_latest(kept))
+            self._hooks.kept({batch.model for batch in kept})
 
     async def _is_our_turn(self, last: int) -> bool:
         """Wait until nobody else records, or has recorded up to `last`. That two do it for a moment does no harm."""
@@ -259,8 +266,14 @@ class Recorder:
     async def _refuse(self, odd: Mapping[Batch, Invalid], messages: Sequence[Msg]) -> None:
         by_sequence = {message.metadata.sequence.stream: message for message in messages}
         for batch, error in odd.items():
-            if self._hooks.refused:
-                await self._hooks.refused(batch, error)
+            await self._hooks.refused(
+                batch.model,
+                batch.version,
+                column="",
+                reason=str(error),
+                sequence=batch.sequence,
+                rows=batch.frame.height,
+            )
             await self._dead_letters.park(NAME, Undeliverable.of(by_sequence[batch.sequence]), error)
 
     def _keep(self, batches: Sequence[Batch]) -> dict[int, Invalid]:
@@ -290,6 +303,9 @@ class Recorder:
                 if (model, version) in watched
                 for task in _planned(session, model, version, [one for one in together if one.sequence > position])
             ]
+            for batch in batches:
+                if batch.sequence > position:
+                    episode_store.keep_heard(session, batch.model, batch.frame.select(pl.col("time").max()).item())
             move_position(session.connection(), store.PREDICTIONS, max(position, last))
             return tasks
 
@@ -339,9 +355,3 @@ def _grouped(tasks: Iterable[Task]) -> Iterator[Task]:
         if waiting[key].rows >= TASK_ROWS:
             yield waiting.pop(key)
     yield from waiting.values()
-
-
-def _latest(batches: Iterable[Batch]) -> dict[str, datetime]:
-    """Return the time of the latest prediction of each model."""
-    times = sorted((batch.frame["time"].to_list()[-1], batch.model) for batch in batches if batch.frame.height)
-    return {model: time_ for time_, model in times}

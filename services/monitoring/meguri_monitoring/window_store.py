@@ -10,6 +10,7 @@ from sqlalchemy import JSON, Column, Float, Index, LargeBinary, and_, delete, or
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, Session, SQLModel, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from meguri_chassis.store import BIG
 from meguri_monitoring.judging import Judged
@@ -233,16 +234,20 @@ def undecided(session: Session, limit: int = 100) -> list[WindowRow]:
     return list(session.exec(query.order_by(*order).limit(limit)).all())
 
 
-def judged_up_to(session: Session, row: WindowRow, count: int) -> list[Judged]:
+def rows_up_to(session: Session, row: WindowRow, count: int) -> list[WindowRow]:
     """Return the latest `count` judged windows of the same version and rollout up to one, oldest first."""
-    query = select(WindowRow).where(
-        WindowRow.model == row.model,
-        WindowRow.version == row.version,
-        WindowRow.rollout == row.rollout,
-        col(WindowRow.number) <= row.number,
-        col(WindowRow.judged).is_not(None),
-    )
-    rows = session.exec(query.order_by(col(WindowRow.number).desc()).limit(count)).all()
+    query = _judged_of(row.model, row.version, row.rollout).where(col(WindowRow.number) <= row.number)
+    return list(reversed(session.exec(query.limit(count)).all()))
+
+
+def judged_up_to(session: Session, row: WindowRow, count: int) -> list[Judged]:
+    """Return what these say."""
+    return [one.verdict for one in rows_up_to(session, row, count)]
+
+
+def latest(session: Session, model: str, version: int, rollout: int, count: int) -> list[Judged]:
+    """Return the latest `count` judged windows of a version's rollout, oldest first."""
+    rows = session.exec(_judged_of(model, version, rollout).limit(count)).all()
     return [one.verdict for one in reversed(rows)]
 
 
@@ -293,6 +298,16 @@ def take_lease(session: Session, name: str, replica: str) -> float:
     connection.execute(taken)
     row = session.get(LeaseRow, name)
     return 0.0 if row is None or row.replica == replica else max(row.until - now, 0.0)
+
+
+def _judged_of(model: str, version: int, rollout: int) -> SelectOfScalar[WindowRow]:
+    query = select(WindowRow).where(
+        WindowRow.model == model,
+        WindowRow.version == version,
+        WindowRow.rollout == rollout,
+        col(WindowRow.judged).is_not(None),
+    )
+    return query.order_by(col(WindowRow.number).desc())
 
 
 def _window(session: Session, model: str, version: int, rollout: int, window: Window) -> WindowRow:

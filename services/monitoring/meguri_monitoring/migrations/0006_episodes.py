@@ -46,7 +46,6 @@ def upgrade() -> None:
     op.create_table(
         "monitoring_heard",
         sa.Column("model", AutoString(), primary_key=True),
-        sa.Column("sequence", BIG, nullable=False),
         sa.Column("time", TIME, nullable=False),
     )
     op.create_table(
