@@ -15,7 +15,8 @@ async def test_an_episode_is_shown_from_its_beginning_to_its_end(monitoring):
 
     episode = await until(shown)
     assert (episode["feature"], episode["producer"], episode["resolved"]) == ("x", "camera-a", None)
-    assert (await monitoring.http.get("/episodes", params={"open": True})).json() == [episode]
+    (listed,) = (await monitoring.http.get("/episodes", params={"open": True})).json()
+    assert listed.items() <= episode.items()
 
     await monitoring.roll_out(2)
     await monitoring.said(EpisodeResolved)
@@ -38,7 +39,7 @@ async def test_windows_are_shown_newest_first_with_what_moved(monitoring):
     newest, oldest = (await monitoring.http.get(f"/models/{monitoring.model}/windows")).json()
     (only,) = (await monitoring.http.get(f"/models/{monitoring.model}/windows", params={"limit": 1})).json()
     assert [one["subject"] for one in newest["findings"] if one["moved"]] == ["x"]
-    assert (oldest["findings"], only) == ([], newest)
+    assert ([one for one in oldest["findings"] if one["moved"]], only) == ([], newest)
 
 
 async def test_a_prediction_is_found_by_its_id(monitoring):

@@ -1,4 +1,4 @@
-"""HTTP out: episodes, windows, predictions, shadows and quality."""
+"""HTTP out: windows, predictions, shadows and quality."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import episode_store, recorded, shadows, store, tables, window_store
+from meguri_monitoring import episode_api, recorded, shadows, store, tables, window_store
 from meguri_monitoring.measuring import Measurer
 
 APART = timedelta(hours=1)
@@ -26,21 +26,10 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 def routes(service: Service, measurer: Measurer) -> APIRouter:
     """Return the routes of monitoring."""
     router = APIRouter(tags=["monitoring"])
+    router.include_router(episode_api.routes(service))
     database = service.database
     assert database is not None
     reading = asyncio.Semaphore(1)
-
-    @router.get("/episodes")
-    def list_episodes(model: Name | None = None, open: bool = False) -> list[dict[str, Any]]:
-        """Episodes of drift, newest first: when they began and ended, feature, producer, numbers."""
-        with database.read() as session:
-            return [_episode(row) for row in episode_store.found(session, model, open)]
-
-    @router.get("/episodes/{episode}")
-    def get_episode(episode: str) -> dict[str, Any]:
-        """One episode."""
-        with database.read() as session:
-            return _episode(episode_store.episode(session, episode))
 
     @router.get("/models/{name}/windows")
     def list_windows(name: Name, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> list[dict[str, Any]]:
@@ -145,14 +134,6 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
         return recorded.latest(given, last)
 
     return router
-
-
-def _episode(row: episode_store.EpisodeRow) -> dict[str, Any]:
-    return row.detected | {
-        "opened": utc(row.opened).isoformat(),
-        "resolved": utc(row.resolved).isoformat() if row.resolved else None,
-        "reason": row.reason,
-    }
 
 
 def _judged(row: window_store.WindowRow) -> dict[str, Any]:

@@ -1,37 +1,18 @@
 """Tables of episodes: what began and ended, what happened meanwhile, what it rests on; what was heard last, and refused."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, Column, DateTime, Float, or_, text
+from sqlalchemy import JSON, Column, DateTime, Float, text
 from sqlmodel import Field, Session, SQLModel, col, func, select
 
-from meguri_chassis.log import Message
 from meguri_chassis.store import BIG, utc
 from meguri_contracts.errors import NotFound
-from meguri_contracts.events import (
-    ApprovalRequested,
-    EpisodeAcknowledged,
-    EpisodeResolved,
-    EpisodeWorsened,
-    Event,
-    MeasuresRefilled,
-    ModelTrained,
-    NoticeFailed,
-    NoticeSent,
-    PromotionRejected,
-    RolloutChanged,
-    TrainingFailed,
-    TrainingPostponed,
-    TrainingStarted,
-)
-from meguri_monitoring import episodes, timeline
+from meguri_monitoring import episodes
 from meguri_monitoring.episodes import Episode
 from meguri_monitoring.judging import Judged
-from meguri_monitoring.looks import Opening
 
 KEPT = 200
 """Windows of an episode whose evidence is kept: the first half of them, and the latest."""
@@ -132,110 +113,6 @@ TABLES = (EpisodeRow, TimelineRow)
 """What follows from the log."""
 
 
-# --- from events ----------------------------------------------------------------------------------------------------
-
-
-def record(session: Session, event: Event, message: Message) -> None:
-    """Keep what an event says of episodes, and in their timelines that it was said."""
-    if isinstance(event, Opening):
-        session.merge(_opened(event, message))
-        _add_line(session, event.episode, event, message)
-        return
-    for row in _concerned(session, event, message):
-        _change(row, event, message)
-        session.add(row)
-        _add_line(session, row.episode, event, message)
-
-
-def _opened(event: Opening, message: Message) -> EpisodeRow:
-    known = asdict(episodes.opened(event))
-    about, subject, producer, score = (known[name] for name in ("about", "subject", "producer", "score"))
-    return EpisodeRow(
-        episode=event.episode,
-        model=event.model,
-        version=event.version,
-        detected=event.model_dump(mode="json"),
-        opened=message.time,
-        about=about,
-        subject=subject,
-        producer=producer,
-        score=score,
-        action=event.action,
-        event=message.id,
-    )
-
-
-def _concerned(session: Session, event: Event, message: Message) -> Sequence[EpisodeRow]:
-    match event:
-        case EpisodeWorsened() | EpisodeAcknowledged() | EpisodeResolved() | NoticeSent() | NoticeFailed():
-            row = session.get(EpisodeRow, event.episode)
-            return [row] if row else []
-        case TrainingPostponed() | TrainingStarted():
-            triggers = [trigger.event for trigger in event.triggers]
-            return _rows(session, event.model, col(EpisodeRow.event).in_(triggers))
-        case ModelTrained() | TrainingFailed() | PromotionRejected() | ApprovalRequested():
-            return _rows(session, event.model, EpisodeRow.run == event.run, EpisodeRow.stage != ENDED)
-        case RolloutChanged():
-            return _of_rollout(session, event, message)
-        case MeasuresRefilled():
-            of_evaluator = col(EpisodeRow.subject).startswith(f"{event.evaluator}.", autoescape=True)
-            return [
-                row
-                for row in _rows(session, event.model, EpisodeRow.about == "measure", of_evaluator)
-                if row.resolved is None or row is _last(session, event.model, row.subject)
-            ]
-        case _:
-            return []
-
-
-def _of_rollout(session: Session, event: RolloutChanged, message: Message) -> Sequence[EpisodeRow]:
-    """The episodes whose run comes into the plan or leaves it, and those that had the plan go back."""
-    runs = [deployed.run for deployed in event.plan.deployed]
-    led = or_(
-        col(EpisodeRow.run).in_(runs) & (col(EpisodeRow.stage) != ENDED),
-        col(EpisodeRow.stage) == TRIED,
-        (col(EpisodeRow.event) == message.cause) & (col(EpisodeRow.event) != ""),
-    )
-    return _rows(session, event.model, led)
-
-
-def _change(row: EpisodeRow, event: Event, message: Message) -> None:
-    match event:
-        case EpisodeWorsened():
-            row.score = event.now
-        case EpisodeAcknowledged():
-            row.acknowledged, row.actor, row.note = message.time, event.actor, event.note
-        case EpisodeResolved():
-            row.resolved, row.reason = message.time, event.reason
-        case TrainingStarted():
-            row.run, row.stage = event.run, RUNNING
-        case TrainingFailed() | PromotionRejected():
-            row.stage = ENDED
-        case RolloutChanged() if row.run:
-            others = {one.run for one in event.plan.deployed} - {event.plan.champion.run}
-            row.stage = TRIED if row.run in others else ENDED
-
-
-def _add_line(session: Session, episode: str, event: Event, message: Message) -> None:
-    session.merge(
-        TimelineRow(
-            episode=episode,
-            sequence=message.sequence,
-            time=message.time,
-            kind=event.kind(),
-            text=timeline.sentence(event),
-            event=message.id,
-            trace=trace_of(message.headers),
-        )
-    )
-
-
-def trace_of(headers: Mapping[str, str]) -> str:
-    """Return the trace id of a W3C traceparent; empty without one."""
-    parts = headers.get("traceparent", "").split("-")
-    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
-
-
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +147,34 @@ def episode(session: Session, id_: str) -> EpisodeRow:
     if row is None:
         raise NotFound(f"no episode {id_!r}")
     return row
+
+
+def known(session: Session, id_: str) -> Sequence[EpisodeRow]:
+    """Return an episode, or none."""
+    row = session.get(EpisodeRow, id_)
+    return [row] if row else []
+
+
+def begun_by(session: Session, model: str, events: Sequence[str]) -> Sequence[EpisodeRow]:
+    """Return the episodes that events with these ids began."""
+    return _rows(session, model, col(EpisodeRow.event).in_(events))
+
+
+def led_to(session: Session, model: str, runs: Sequence[str]) -> Sequence[EpisodeRow]:
+    """Return the episodes that led to runs, as far as these are not done with."""
+    return _rows(session, model, col(EpisodeRow.run).in_(runs), EpisodeRow.stage != ENDED)
+
+
+def tried(session: Session, model: str) -> Sequence[EpisodeRow]:
+    """Return the episodes that led to a version in the traffic plan that is not champion."""
+    return _rows(session, model, EpisodeRow.stage == TRIED)
+
+
+def latest_of_measures(session: Session, model: str, evaluator: str) -> Sequence[EpisodeRow]:
+    """Return the latest episode of each number of an evaluator."""
+    of_evaluator = col(EpisodeRow.subject).startswith(f"{evaluator}.", autoescape=True)
+    rows = _rows(session, model, EpisodeRow.about == "measure", of_evaluator)
+    return list({row.subject: row for row in rows}.values())
 
 
 def lines(session: Session, episode: str) -> Sequence[TimelineRow]:
@@ -337,10 +242,6 @@ def refused(session: Session, model: str, version: int) -> int:
 def _rows(session: Session, model: str, *conditions: Any) -> Sequence[EpisodeRow]:
     query = select(EpisodeRow).where(EpisodeRow.model == model, *conditions)
     return session.exec(query.order_by(col(EpisodeRow.opened), col(EpisodeRow.episode))).all()
-
-
-def _last(session: Session, model: str, subject: str) -> EpisodeRow:
-    return _rows(session, model, EpisodeRow.about == "measure", EpisodeRow.subject == subject)[-1]
 
 
 def _episode(row: EpisodeRow) -> Episode:

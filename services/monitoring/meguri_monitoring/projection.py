@@ -14,7 +14,7 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
 )
-from meguri_monitoring import episode_store, episodes, quality, store, timeline
+from meguri_monitoring import episode_projection, episode_store, episodes, quality, store, timeline
 
 HEARS = (SpecApplied, LabelsArrived, QualityMeasured, *timeline.HEARS)
 TABLES = (*store.TABLES, *episode_store.TABLES)
@@ -33,7 +33,7 @@ def evolve(session: Session, event: Event, message: Message) -> None:
             _keep_plan(session, event, message)
     if isinstance(event, _OF_STATE):
         _keep_state(session, event, message)
-    episode_store.record(session, event, message)
+    episode_projection.record(session, event, message)
 
 
 def _keep_state(session: Session, event: Event, message: Message) -> None:
