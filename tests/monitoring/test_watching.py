@@ -101,7 +101,7 @@ def odd(kind: str, model: str) -> bytes:
     ("kind", "reason"),
     [
         ("no Arrow", "Malformed: not an Arrow IPC stream"),
-        ("other features", "no column 'x', which is a feature of their reference"),
+        ("other features", "no column 'x', which their reference has"),
         ("a feature too many", "a column 'z', which is no feature of their reference"),
         ("a model that leads elsewhere", "which is no name"),
     ],
