@@ -13,14 +13,16 @@ from pydantic import ValidationError
 
 from meguri import client as sdk
 from meguri import show
-from meguri.answering import Json, answer, fail, give
-from meguri.client import MeguriClientError
+from meguri.answering import Json, answer, complain, fail, give
+from meguri.client import Meguri, MeguriClientError, Unreachable
 from meguri_contracts.events import Label, LabelsArrived
 from meguri_contracts.names import is_name
 from meguri_contracts.topology import MAX_INLINE_BYTES
 
 EVENT_BYTES = MAX_INLINE_BYTES // 2
 """Of labels in an event at most."""
+COLUMNS = ("prediction_id", "entity", "time", "label")
+"""That are read; others are left out."""
 
 
 class NoLabels(MeguriClientError):
@@ -34,16 +36,23 @@ def add_to(app: typer.Typer) -> None:
 
 def labels(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    file: Annotated[Path, typer.Argument(help="CSV with prediction_id and label, or JSON Lines with these fields.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="CSV with prediction_id (or entity and perhaps time) and label, or JSON Lines likewise."),
+    ],
     producer: Annotated[str, typer.Option(help="Who sends this.")] = "cli",
     id: Annotated[str | None, typer.Option(help="Id of the event; sent twice, it has its effect once.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what should have been predicted. Of several labels of a prediction the latest stands."""
+    """Say what should have been predicted. Of several labels of a prediction the latest stands.
+
+    A label of an entity is of the last answer about it up to its time, ISO 8601 with a zone; without one, up to now.
+    """
     if not is_name(model):
         fail(f"{model!r} is no name of a model")
     # Read whole before anything is sent: a file with a mistake in it changes nothing.
     found = list(read(file))
+    _require_known(model)
     try:
         events = asyncio.run(publish_labels(model, found, producer=producer, id=id))
     except MeguriClientError:
@@ -51,6 +60,16 @@ def labels(
     except Exception as error:  # noqa: BLE001 - whatever the broker's client raises, the user needs one line
         fail(f"the broker at {sdk.broker()} did not take the labels: {error or type(error).__name__}")
     give(as_json, {"model": model, "labels": len(found), "events": events}, show.labelled)
+
+
+def _require_known(model: str) -> None:
+    """Raise Refused for a model that the registry does not know: labels of it would wait for ever, and nobody would say so."""
+    try:
+        with Meguri() as meguri:
+            meguri.model(model)
+    except Unreachable as error:
+        # Labels need the broker only.
+        complain(f"whether there is a model {model!r} could not be asked: {error}")
 
 
 async def publish_labels(model: str, labels: Iterable[Label], *, producer: str, id: str | None = None) -> list[str]:
@@ -81,11 +100,15 @@ def read(file: Path) -> Iterator[Label]:
 
 def _rows_of_csv(file: Path, text: Iterable[str]) -> Iterator[Label]:
     rows = csv.DictReader(text)
-    if missing := {"prediction_id", "label"} - set(rows.fieldnames or ()):
-        raise NoLabels(f"{file}: no column {sorted(missing)[0]!r}; needed are prediction_id and label")
+    columns = set(rows.fieldnames or ())
+    if "label" not in columns or not columns & {"prediction_id", "entity"}:
+        missing = "label" if "label" not in columns else "prediction_id"
+        raise NoLabels(f"{file}: no column {missing!r}; needed are label, and prediction_id or entity")
     for row in rows:
+        # In a file of both kinds, what a row does not have is empty.
+        given = {name: row[name] for name in COLUMNS if name in columns and (row[name] or name == "label")}
         with _said_of(f"{file}, line {rows.line_num}"):
-            label = Label.model_validate(row)
+            label = Label.model_validate(given)
         yield label
 
 
@@ -111,7 +134,7 @@ def _bodies(labels: Iterable[Label]) -> Iterator[bytes]:
     part: list[bytes] = []
     size = 0
     for label in labels:
-        one = label.model_dump_json().encode()
+        one = label.model_dump_json(exclude_none=True).encode()
         if part and size + len(one) > EVENT_BYTES:
             yield _body(part)
             part, size = [], 0

@@ -4,9 +4,10 @@ Readers ignore unknown fields, so a new field with a default is free; any other 
 One example message of each type is kept in tests/contracts/examples.
 """
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from meguri_contracts.names import BatchId, ConsumerName, DatasetName, EpisodeId, EventId, ModelName, RunId
 from meguri_contracts.spec import Action, CanaryPolicy, EpisodeKind, ModelSpec, TrialPolicy
@@ -586,6 +587,14 @@ class Label(Part):
         if (self.prediction_id is None) == (self.entity is None):
             raise ValueError("a label is of a prediction_id or of an entity: give one of both")
         return self
+
+    @field_validator("time", mode="after")
+    @classmethod
+    def _in_utc(cls, time: datetime | None) -> datetime | None:
+        try:
+            return time and time.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError("outside the years 1 to 9999 in UTC") from error
 
 
 class LabelsArrived(Event):
