@@ -14,8 +14,9 @@ from meguri_chassis.service import Service
 from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import episode_api, recorded, shadows, store, tables, window_store
-from meguri_monitoring.measuring import Measurer
+from meguri_monitoring import episode_api, recorded, shadows, showing, store, tables, window_store
+from meguri_monitoring.joining import Limits
+from meguri_monitoring.scoring import Scorer
 
 APART = timedelta(hours=1)
 """Most time between an answer and what a shadow would have said in its place."""
@@ -23,7 +24,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-def routes(service: Service, measurer: Measurer) -> APIRouter:
+def routes(service: Service, scorer: Scorer) -> APIRouter:
     """Return the routes of monitoring."""
     router = APIRouter(tags=["monitoring"])
     router.include_router(episode_api.routes(service))
@@ -62,15 +63,18 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
         return await asyncio.to_thread(_disagreement, versions, name, version, since, worst)
 
     @router.get("/models/{name}/quality")
-    async def get_quality(name: Name) -> dict[str, Any]:
-        """How many answers of each answering version have a label, and their mean score, since the versions are these.
+    async def get_quality(name: Name, since: datetime | None = None, until: datetime | None = None) -> dict[str, Any]:
+        """How good the answers are by their labels: how many have one, mean score, metrics, calibration, told apart by slices.
 
-        A score is 1 or 0 for a right or a wrong class, or minus the absolute error of a regression.
+        Of the answering versions since they are these; or of all versions that answered `since` a time or `until` one, both
+        included. A score is 1 or 0 for a right or a wrong class, or minus the absolute error of a regression.
         """
         plan = await database.ask(lambda session: store.plan(session, name))
         if plan is None:
             raise NotFound(f"model {name!r} has no champion yet")
-        return await asyncio.to_thread(_quality, plan)
+        return await asyncio.to_thread(
+            _quality, plan, since and utc(since), until and utc(until), await scorer.limits(name)
+        )
 
     @router.get("/models/{name}/recorded", response_class=StreamingResponse)
     async def get_recorded(
@@ -108,24 +112,12 @@ def routes(service: Service, measurer: Measurer) -> APIRouter:
             given = [rows.filter(pl.col("time") >= since - APART) for rows in given]
         return {"model": model, "version": version} | shadows.disagreement(asked, given, worst)
 
-    def _quality(plan: store.PlanRow) -> dict[str, Any]:
-        measured = measurer.count(plan)
-        since = utc(plan.since)
-        arms = []
-        for arm in measured.arms:
-            rows = _scan(plan.model, arm.version)
-            answers = 0 if rows is None else tables.count(rows.filter(pl.col("time") >= since))
-            arms.append(
-                {
-                    "version": arm.version,
-                    "answers": answers,
-                    "labels": arm.labels,
-                    "coverage": arm.labels / answers if answers else None,
-                    "mean_score": arm.total / arm.labels if arm.labels else None,
-                }
-            )
-        waiting = measured.labels - measured.counted
-        return {"model": plan.model, "since": since.isoformat(), "versions": arms, "labels_waiting": waiting}
+    def _quality(plan: store.PlanRow, since: datetime | None, until: datetime | None, limits: Limits) -> dict[str, Any]:
+        def answers(version: int, shadow: bool) -> pl.LazyFrame | None:
+            return _scan(plan.model, version, shadow=shadow)
+
+        with database.read() as session:
+            return showing.of_plan(session, plan, answers, limits, since, until)
 
     def _recorded(versions: Sequence[store.VersionRow], model: str, last: int) -> pl.DataFrame:
         given = [rows for row in versions if (rows := _scan(model, row.version)) is not None]

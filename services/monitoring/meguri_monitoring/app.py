@@ -1,5 +1,5 @@
-"""Monitoring: keeps every prediction, holds windows of them against the reference, tells of drift once per episode, and counts
-what labels say of the versions that answer."""
+"""Monitoring: keeps every prediction, holds windows of them against the reference, joins labels to them however late, and tells
+of what is not as it was once per episode."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -23,8 +23,10 @@ from meguri_monitoring import api, handlers, projection
 from meguri_monitoring.concluding import Concluder
 from meguri_monitoring.counting import Counter
 from meguri_monitoring.measuring import Measurer
+from meguri_monitoring.performing import Performance
 from meguri_monitoring.recording import NAME, Hooks, Recorder
 from meguri_monitoring.references import References
+from meguri_monitoring.scoring import Scorer
 from meguri_monitoring.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -35,14 +37,8 @@ def build(settings: Settings | None = None) -> Service:
     database = Database(settings.database_url, MIGRATIONS)
     tables = Projection(database, projection.evolve, projection.HEARS, projection.TABLES)
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
-    assert service.decider is not None
-    measurer = Measurer(
-        log=service.log,
-        database=database,
-        projection=tables,
-        decider=service.decider,
-        data_url=settings.data_url,
-    )
+    decider, artifacts = service.decider, Artifacts(settings.artifacts_url)
+    assert decider is not None
 
     async def newest(model: str) -> int:
         """The sequence of the last message of a model's predictions, 0 without one."""
@@ -52,18 +48,25 @@ def build(settings: Settings | None = None) -> Service:
             return 0
         return int(found.seq or 0)
 
-    concluder = Concluder(log=service.log, database=database, projection=tables, decider=service.decider, newest=newest)
-    references = References(
-        log=service.log, database=database, projection=tables, artifacts=Artifacts(settings.artifacts_url)
+    concluder = Concluder(log=service.log, database=database, projection=tables, decider=decider, newest=newest)
+    scorer = Scorer(
+        log=service.log,
+        database=database,
+        projection=tables,
+        artifacts=artifacts,
+        data_url=settings.data_url,
+        measurer=Measurer(database, decider),
+        performance=Performance(database, decider, settings.data_url),
     )
-    queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
-    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME)
 
     def kept(models: Collection[str]) -> None:
         """Predictions of these came into the tables."""
-        measurer.look(models)
+        scorer.look(models)
         concluder.heard(models)
 
+    references = References(log=service.log, database=database, projection=tables, artifacts=artifacts)
+    queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
+    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME)
     recorder = Recorder(
         reader=reader,
         log=service.log,
@@ -77,20 +80,16 @@ def build(settings: Settings | None = None) -> Service:
         hooks=Hooks(kept=kept, refused=concluder.refused),
     )
     counter = Counter(
-        queue=queue,
-        database=database,
-        references=references,
-        data_url=settings.data_url,
-        judged=concluder.look,
+        queue=queue, database=database, references=references, data_url=settings.data_url, judged=concluder.look
     )
     service.follow(reader, recorder.run)
     service.once_connected(counter.run)
     service.once_connected(concluder.run)
-    service.once_connected(measurer.run)
+    service.once_connected(scorer.run)
     service.reasons += [recorder.trouble, queue.trouble, concluder.trouble]
-    service.warnings.append(measurer.trouble)
+    service.warnings += [scorer.trouble]
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
-    service.hear(Hearing(MONITORING_LABELS, [measurer.take]))
-    service.app.include_router(api.routes(service, measurer))
+    service.hear(Hearing(MONITORING_LABELS, [scorer.take]))
+    service.app.include_router(api.routes(service, scorer))
     return service

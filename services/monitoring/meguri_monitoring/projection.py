@@ -1,5 +1,8 @@
 """Events into the tables of monitoring, but for the windows: they follow from predictions, which `handlers.Watcher` counts."""
 
+from datetime import datetime
+from typing import Any
+
 from sqlmodel import Session
 
 from meguri_chassis.log import Message
@@ -14,10 +17,10 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
 )
-from meguri_monitoring import episode_projection, episode_store, episodes, quality, store, timeline
+from meguri_monitoring import episode_projection, episode_store, episodes, label_store, quality, store, timeline
 
 HEARS = (SpecApplied, LabelsArrived, QualityMeasured, *timeline.HEARS)
-TABLES = (*store.TABLES, *episode_store.TABLES)
+TABLES = (*store.TABLES, *episode_store.TABLES, *label_store.TABLES)
 _OF_STATE = (SpecApplied, RolloutChanged, *OPENINGS, EpisodeWorsened, EpisodeAcknowledged, EpisodeResolved)
 
 
@@ -67,18 +70,23 @@ def _keep_plan(session: Session, rollout: RolloutChanged, message: Message) -> N
 
 
 def _keep_labels(session: Session, arrived: LabelsArrived, message: Message) -> None:
-    rows = {
-        one.prediction_id: {
+    """Keep labels of predictions and of entities, of several of the same the last."""
+    of_predictions: dict[str, dict[str, Any]] = {}
+    of_entities: dict[tuple[str, datetime], dict[str, Any]] = {}
+    for one in arrived.labels:
+        row = {
             "model": arrived.model,
-            "prediction_id": one.prediction_id,
             "text": quality.as_text(one.label),
             "number": quality.as_number(one.label),
-            "time": message.time,
             "sequence": message.sequence,
         }
-        for one in arrived.labels
-    }
-    store.keep_labels(session, list(rows.values()))
+        if one.prediction_id is not None:
+            of_predictions[one.prediction_id] = {**row, "prediction_id": one.prediction_id, "time": message.time}
+        elif one.entity is not None:
+            as_of = one.time or message.time
+            of_entities[one.entity, as_of] = {**row, "entity": one.entity, "time": as_of}
+    label_store.keep_labels(session, label_store.LabelRow, list(of_predictions.values()))
+    label_store.keep_labels(session, label_store.EntityLabelRow, list(of_entities.values()))
 
 
 def _keep_measured(session: Session, measured: QualityMeasured) -> None:

@@ -28,6 +28,15 @@ def refused(reason: str) -> str:
     return f"predictions do not fit what the model was trained on: {reason}"
 
 
+def degraded(metric: str, before: float, now: float, labels: int, culprit: Culprit) -> str:
+    """Say that answers are worse by the labels that came."""
+    if metric == "mae":
+        what = f"answers are {now:.3g} off on average instead of {before:.3g}"
+    else:
+        what = f"{_percent(now)} of the answers are right instead of {_percent(before)}"
+    return f"{what}, by the latest {labels} labels{_by(culprit)}"
+
+
 def worsened(text: str) -> str:
     return f"it has become at least twice as bad: {text}" if text else "it has become at least twice as bad"
 

@@ -1,11 +1,10 @@
 """Tables of monitoring: what it knows of models, versions, plans, labels, episodes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Float, Index, Integer, false, func, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import JSON, Column, DateTime, Integer, false, text
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG, Position
@@ -17,8 +16,6 @@ from meguri_monitoring.episodes import State
 
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""
-MANY = 10_000
-"""Labels read at once."""
 
 
 class Behind(TemporaryError):
@@ -72,23 +69,7 @@ class PlanRow(SQLModel, table=True):
         return (self.champion, *self.challengers)
 
 
-class LabelRow(SQLModel, table=True):
-    """The truth about a prediction, whether that is known yet or not; of several labels the one that stands last in the log."""
-
-    __tablename__ = "monitoring_label"
-    __table_args__ = (Index("ix_monitoring_label_sequence", "model", "sequence"),)
-
-    model: str = Field(primary_key=True)
-    prediction_id: str = Field(primary_key=True)
-    text: str
-    number: float | None = Field(sa_column=Column(Float, nullable=True))
-    """The label as a number, if it is one."""
-    time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
-    sequence: int = Field(sa_column=Column(BIG, nullable=False))
-    """In the log."""
-
-
-TABLES = (ModelRow, VersionRow, PlanRow, LabelRow)
+TABLES = (ModelRow, VersionRow, PlanRow)
 """What follows from the log."""
 
 
@@ -158,35 +139,6 @@ def reference(session: Session, model: str, version: int) -> Artifact | None:
 def plan(session: Session, model: str) -> PlanRow | None:
     """Return who answers the requests of a model; None for one without a champion."""
     return session.get(PlanRow, model)
-
-
-def with_challengers(session: Session) -> set[str]:
-    """Return the models whose requests others than the champion answer too."""
-    return {row.model for row in session.exec(select(PlanRow)).all() if row.challengers}
-
-
-def keep_labels(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep labels, each of another prediction of the same model, in place of earlier ones."""
-    if not rows:
-        return
-    connection = session.connection()
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(LabelRow)
-    new = {name: insert.excluded[name] for name in ("text", "number", "time", "sequence")}
-    connection.execute(insert.on_conflict_do_update(index_elements=["model", "prediction_id"], set_=new), list(rows))
-
-
-def latest_label(session: Session, model: str) -> int:
-    """Return the sequence in the log of the last label of a model; 0 when there is none."""
-    query = select(func.max(LabelRow.sequence)).where(LabelRow.model == model)
-    return session.exec(query).one() or 0
-
-
-def labels(session: Session, model: str, after: int) -> Iterator[Sequence[tuple[str, str, float | None]]]:
-    """Yield prediction id, text and number of the labels of a model that came after a sequence, many at a time."""
-    query = select(LabelRow.prediction_id, LabelRow.text, LabelRow.number)
-    query = query.where(LabelRow.model == model, col(LabelRow.sequence) > after)
-    for rows in session.connection().execute(query).yield_per(MANY).partitions():
-        yield [(id_, text_, number) for id_, text_, number in rows]
 
 
 def position(session: Session) -> int | None:

@@ -53,8 +53,9 @@ def kept_up_to(table_uri: str) -> int:
         return 0
 
 
-def scan(table_uri: str, *, shadow: bool = False) -> pl.LazyFrame | None:
-    """Return the answers of a version that were given, or else those that it made as a shadow; None without a table.
+def scan(table_uri: str, *, shadow: bool | None = False) -> pl.LazyFrame | None:
+    """Return the answers of a version that were given, or else those that it made as a shadow, or with None both; None
+    without a table.
 
     Rows of before `PREDICTION_DETAILS` are of a champion.
     """
@@ -67,6 +68,8 @@ def scan(table_uri: str, *, shadow: bool = False) -> pl.LazyFrame | None:
         pl.lit(None, kind).alias(name) for name, kind in DETAIL_TYPES.items() if name not in columns
     )
     rows = rows.with_columns(pl.col(ROLE).fill_null(CHAMPION))
+    if shadow is None:
+        return rows
     return rows.filter(pl.col(ROLE) == SHADOW if shadow else pl.col(ROLE) != SHADOW)
 
 

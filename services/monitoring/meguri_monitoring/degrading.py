@@ -1,0 +1,125 @@
+"""When the errors of a version have become more: ADWIN on its errors in the order in which their labels found them.
+
+ADWIN keeps as many of the latest errors as look like one distribution, and drops what lies before a change. The version is
+held against its own beginning: the errors before the first change, or before the first since a change for the better. Not
+against the hold-out: other rows, perhaps of long ago, whose labels were not chosen by whoever sends labels; a version whose
+labelled requests are harder than the hold-out would be worse from its first day on, and no retraining would end that.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from river.drift import ADWIN
+
+from meguri_contracts.spec import Performance
+
+FAR = 4.0
+"""Errors of a regression, in multiples of their mean at the beginning, that are all the same to ADWIN: it wants bounds."""
+
+
+KEPT = 50_000
+"""Errors since the last change whose numbers are remembered."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Errors in a row. `first` and `last` are their numbers."""
+
+    count: int = 0
+    total: float = 0.0
+    first: int = 0
+    last: int = 0
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
+class Detector:
+    """Follows the errors of one version: 0 or 1 for right or wrong, or absolute errors."""
+
+    def __init__(self, rule: Performance, *, relative: bool) -> None:
+        """`relative` for a regression, where a loss is a share of the error before."""
+        self.rule = rule
+        self.relative = relative
+        self.labels = 0
+        self.before = Part()
+        """The beginning that is compared with; empty until the first change."""
+        self.worse = False
+        """Whether the last change was one for the worse, compared with that beginning."""
+        self._adwin: Any = ADWIN(delta=rule.delta)  # type: ignore[no-untyped-call]
+        self._total = 0.0
+        self._numbers: deque[int] = deque(maxlen=KEPT)
+        """Of the errors since the last change."""
+        self._latest: deque[float] = deque(maxlen=rule.min_labels)
+        self._limit = 0.0 if relative else 1.0
+        self._first: list[tuple[float, int]] = []
+
+    def feed(self, error: float, number: int) -> None:
+        """Take in the next error; `number` tells where it stands among all."""
+        self.labels += 1
+        self._latest.append(error)
+        if self._limit:
+            self._follow(error, number)
+            return
+        self._first.append((error, number))
+        if len(self._first) == self.rule.min_labels:
+            first, self._first = self._first, []
+            # All right so far: any error is far then.
+            self._limit = FAR * sum(one for one, _ in first) / len(first) or 1e-12
+            for one, its in first:
+                self._follow(one, its)
+
+    @property
+    def now(self) -> Part:
+        """The errors since the last change."""
+        width = min(int(self._adwin.width), len(self._numbers))
+        if not width:
+            return Part()
+        return Part(width, self._mean_now() * width, self._numbers[-width], self._numbers[-1])
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it is worse by as much as the rule says, on enough labels."""
+        return self.worse and self.labels >= self.rule.min_labels and self._lost(self._mean_now()) >= self.rule.drop
+
+    def is_back(self, before: float) -> bool:
+        """Whether the latest errors are near a mean error of before: within half of the drop that the rule allows."""
+        if self.degraded or len(self._latest) < self.rule.min_labels:
+            return False
+        latest = sum(self._latest) / len(self._latest)
+        return loss(before, latest, relative=self.relative) <= self.rule.drop / 2
+
+    def _follow(self, error: float, number: int) -> None:
+        bounded = min(error / self._limit, 1.0)
+        self._numbers.append(number)
+        self._total += bounded
+        self._adwin.update(bounded)
+        if self._adwin.drift_detected:
+            self._change()
+
+    def _change(self) -> None:
+        now = self.now
+        dropped = [self._numbers.popleft() for _ in range(len(self._numbers) - now.count)]
+        if dropped and not self.before.count:
+            self.before = Part(len(dropped), self._total - now.total, dropped[0], dropped[-1])
+        self._total = now.total
+        self.worse = now.mean > self.before.mean
+        if not self.worse:
+            # As good as at the beginning or better: what lies ahead is compared with what begins here.
+            self.before = Part()
+
+    def _mean_now(self) -> float:
+        return float(self._adwin.estimation)
+
+    def _lost(self, now: float) -> float:
+        return loss(self.before.mean, now, relative=self.relative)
+
+
+def loss(before: float, now: float, *, relative: bool) -> float:
+    """Return by how much a mean error has grown, or by which share of it."""
+    grown = now - before
+    if not relative:
+        return grown
+    return grown / before if before > 0 else float(grown > 0)
