@@ -14,6 +14,7 @@ from meguri_chassis.store import Database
 from meguri_chassis.work import WorkQueue
 from meguri_contracts.topology import (
     MONITORING_LABELS,
+    MONITORING_NOTICES,
     MONITORING_ROLLOUTS,
     MONITORING_WINDOWS,
     PREDICTION_PREFIX,
@@ -23,12 +24,15 @@ from meguri_monitoring import api, handlers, projection
 from meguri_monitoring.concluding import Concluder
 from meguri_monitoring.counting import Counter
 from meguri_monitoring.measuring import Measurer
+from meguri_monitoring.notifying import Notifier
 from meguri_monitoring.performing import Performance
 from meguri_monitoring.recording import NAME, Hooks, Recorder
 from meguri_monitoring.references import References
 from meguri_monitoring.scoring import Scorer
 from meguri_monitoring.settings import Settings
 
+NOTICES_TOGETHER = 8
+"""Messages about episodes in hand: a place that does not answer must not keep the others waiting."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -82,14 +86,16 @@ def build(settings: Settings | None = None) -> Service:
     counter = Counter(
         queue=queue, database=database, references=references, data_url=settings.data_url, judged=concluder.look
     )
+    notifier = Notifier(log=service.log, database=database, projection=tables, decider=decider, settings=settings)
     service.follow(reader, recorder.run)
     service.once_connected(counter.run)
     service.once_connected(concluder.run)
     service.once_connected(scorer.run)
     service.reasons += [recorder.trouble, queue.trouble, concluder.trouble]
-    service.warnings += [scorer.trouble]
+    service.warnings += [scorer.trouble, notifier.trouble]
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
     service.hear(Hearing(MONITORING_LABELS, [scorer.take]))
+    service.hear(Hearing(MONITORING_NOTICES, [notifier.tell], together=NOTICES_TOGETHER))
     service.app.include_router(api.routes(service, scorer))
     return service

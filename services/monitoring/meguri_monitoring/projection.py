@@ -13,14 +13,25 @@ from meguri_contracts.events import (
     EpisodeWorsened,
     Event,
     LabelsArrived,
+    NoticeFailed,
+    NoticeSent,
     QualityMeasured,
     RolloutChanged,
     SpecApplied,
 )
-from meguri_monitoring import episode_projection, episode_store, episodes, label_store, quality, store, timeline
+from meguri_monitoring import (
+    episode_projection,
+    episode_store,
+    episodes,
+    label_store,
+    notice_store,
+    quality,
+    store,
+    timeline,
+)
 
 HEARS = (SpecApplied, LabelsArrived, QualityMeasured, *timeline.HEARS)
-TABLES = (*store.TABLES, *episode_store.TABLES, *label_store.TABLES)
+TABLES = (*store.TABLES, *episode_store.TABLES, *label_store.TABLES, *notice_store.TABLES)
 _OF_STATE = (SpecApplied, RolloutChanged, *OPENINGS, EpisodeWorsened, EpisodeAcknowledged, EpisodeResolved)
 
 
@@ -32,6 +43,10 @@ def evolve(session: Session, event: Event, message: Message) -> None:
         case QualityMeasured():
             _keep_measured(session, event)
             return
+        case NoticeSent() | NoticeFailed():
+            notice_store.keep_notice(session, event, message.time)
+        case SpecApplied():
+            notice_store.keep_notify(session, event.model, event.spec.notify, message.sequence)
         case RolloutChanged():
             _keep_plan(session, event, message)
     if isinstance(event, _OF_STATE):

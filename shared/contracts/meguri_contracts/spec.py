@@ -251,8 +251,8 @@ class Notify(_Spec):
     """Who is told of episodes: one message when one begins, one when it ends."""
 
     urls: tuple[str, ...] = ()
-    """Of Apprise: mailto://, slack://, msteams://, json:// and the rest. `${NAME}` stands for a variable of monitoring's
-    environment, so that no password need stand in a spec."""
+    """Of Apprise: mailto://, slack://, msteams://, json:// and the rest. `${NOTIFY_NAME}` stands for a variable of
+    monitoring's environment, so that no password need stand in a spec; others than `NOTIFY_` ones may not be named."""
     language: Literal["en", "ja"] = "en"
 
 

@@ -1,0 +1,81 @@
+"""Where messages to people end up in tests: a real SMTP server and a real web server, on loopback."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+
+class Mailbox:
+    """Keeps the mails that an SMTP server took."""
+
+    def __init__(self) -> None:
+        self.mails: list[EmailMessage] = []
+        self.refuses = False
+        """Whether the server is there and takes nothing."""
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
+        if self.refuses:
+            return "451 try again later"
+        content = cast("bytes", envelope.content)
+        self.mails.append(cast("EmailMessage", message_from_bytes(content, policy=policy.default)))
+        return "250 taken"
+
+    @property
+    def subjects(self) -> list[str]:
+        return [str(mail["Subject"]) for mail in self.mails]
+
+    @property
+    def texts(self) -> list[str]:
+        """The bodies as plain text."""
+        return [_text(mail) for mail in self.mails]
+
+
+@contextmanager
+def mail_server(port: int, mailbox: Mailbox | None = None) -> Iterator[Mailbox]:
+    """An SMTP server."""
+    mailbox = mailbox or Mailbox()
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+    controller.start()
+    try:
+        yield mailbox
+    finally:
+        controller.stop()
+
+
+@contextmanager
+def web_server(port: int) -> Iterator[list[Any]]:
+    """A web server that takes JSON; yields what was posted to it."""
+    posted: list[Any] = []
+
+    class Takes(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Takes)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield posted
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _text(mail: EmailMessage) -> str:
+    body = mail.get_body(("plain", "html"))
+    assert body is not None
+    return str(body.get_content())

@@ -1,0 +1,315 @@
+"""Messages about episodes, from the log to real servers of mail and of the web."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from meguri.dead_letters import letter
+from meguri.redriving import redrive
+from meguri_contracts.events import (
+    EpisodeResolved,
+    EpisodeWorsened,
+    NoticeFailed,
+    NoticeSent,
+)
+from meguri_contracts.spec import ModelSpec
+from meguri_contracts.topology import MONITORING_NOTICES
+from meguri_monitoring import notifying, sending
+from meguri_monitoring.app import build
+from meguri_monitoring.settings import Settings
+from tests.conftest import Broker, free_port, until
+from tests.monitoring.episodes_of import opening
+from tests.monitoring.sinks import Mailbox, mail_server, web_server
+from tests.services import Wire, name, running, wire
+
+
+def spec(model: str, *urls: str, language: str = "en") -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "model": model,
+            "task": "classification",
+            "dataset": {"name": model, "columns": {"x": {"type": "number"}, "label": {"type": "integer"}}},
+            "target": "label",
+            "estimator": {"name": "LogisticRegression"},
+            "gate": "accuracy > 0",
+            "notify": {"urls": urls, "language": language},
+        }
+    )
+
+
+def mail_url(port: int) -> str:
+    return f"mailto://127.0.0.1:{port}/ops@example.com?from=meguri@example.com&mode=insecure"
+
+
+@dataclass(frozen=True)
+class Told:
+    """A model whose episodes somebody is told of."""
+
+    wire: Wire
+    http: httpx.AsyncClient
+    model: str
+
+    async def begins(self, episode: str, **given: Any) -> int:
+        return await self.wire.say(opening(self.model, episode, **given))
+
+    async def ends(self, episode: str) -> int:
+        return await self.wire.say(EpisodeResolved(model=self.model, version=3, episode=episode, reason="quiet again"))
+
+    async def said(self, kind: type[NoticeSent | NoticeFailed], count: int = 1) -> list[Any]:
+        async def enough() -> list[Any] | None:
+            found = await self.wire.said(kind, self.model)
+            return found if len(found) >= count else None
+
+        return await until(enough, f"{count} {kind.kind()}")
+
+    async def warnings(self) -> str:
+        return " ".join((await self.http.get("/health/ready")).json()["warnings"])
+
+    async def idle(self) -> None:
+        """Wait until all that was said was dealt with."""
+
+        async def done() -> bool:
+            info = await self.wire.js.consumer_info("MEGURI", MONITORING_NOTICES.name)
+            return not info.num_pending and not info.num_ack_pending
+
+        await until(done, "everybody told")
+
+
+@asynccontextmanager
+async def telling(broker: Broker, folder: Any, *urls: str, replicas: int = 1, **settings: Any) -> AsyncIterator[Told]:
+    model = name("m")
+    given = {"nats_url": broker.url, "database_url": f"sqlite:///{folder}/monitoring.db", "var": folder} | settings
+    async with AsyncExitStack() as stack:
+        services = [
+            await stack.enter_async_context(running(build(Settings.model_validate(given | {"replica": f"r-{n}"}))))
+            for n in range(replicas)
+        ]
+        beside = await stack.enter_async_context(wire(broker))
+        await beside.apply(spec(model, *urls))
+        yield Told(beside, services[0], model)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries follow each other at once."""
+    monkeypatch.setattr("meguri_chassis.bus.RETRY_DELAYS", (0.05, 0.1, 0.1, 0.1))
+
+
+async def test_an_episode_is_one_mail_when_it_begins_and_one_when_it_ends(own_broker, tmp_path):
+    port, hook = free_port(), free_port()
+    async with telling(own_broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/secret") as told:
+        with mail_server(port) as mailbox, web_server(hook) as posted:
+            await told.begins("e-1")
+            worse = EpisodeWorsened(
+                model=told.model, version=3, episode="e-1", about="drift", subject="x", before=1, now=2
+            )
+            await told.wire.say(worse)
+            await told.said(NoticeSent, 2)
+            await told.ends("e-1")
+            sent = await told.said(NoticeSent, 4)
+            await told.idle()
+
+    assert mailbox.subjects == [
+        f"[meguri] {told.model}: change in the incoming data (brightness)",
+        f"[meguri] {told.model}: over: change in the incoming data (brightness)",
+    ]
+    assert "camera-b" in mailbox.texts[0]
+    assert "/episodes/e-1/report" in mailbox.texts[0]
+    assert "quiet again" in mailbox.texts[1]
+    assert [one["title"] for one in posted] == mailbox.subjects
+    assert {(one.moment, one.target) for one in sent} == {
+        (moment, target)
+        for moment in ("opened", "resolved")
+        for target in (f"mailto://127.0.0.1:{port}", f"json://127.0.0.1:{hook}")
+    }
+
+
+async def test_nobody_is_told_of_what_is_to_be_ignored(own_broker, tmp_path):
+    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+        with mail_server(port) as mailbox:
+            await told.begins("e-1", action="ignore")
+            await told.ends("e-1")
+            await told.begins("e-2")
+            await told.said(NoticeSent)
+            await told.idle()
+
+    assert len(mailbox.mails) == 1
+
+
+async def test_a_message_in_japanese_arrives_whole(own_broker, tmp_path):
+    async with telling(own_broker, tmp_path) as told:
+        await told.wire.apply(spec(told.model, mail_url(port := free_port()), language="ja"), 2)
+        with mail_server(port) as mailbox:
+            await told.begins("e-1", feature="明るさ", producer="カメラ二号")
+            await told.said(NoticeSent)
+
+    assert mailbox.subjects == [f"【meguri】{told.model}：入力データの変化（明るさ）を検知しました"]
+    assert "変化の 94% は「カメラ二号」から届いたデータによるものです。" in mailbox.texts[0]
+    assert "/episodes/e-1/report?language=ja" in mailbox.texts[0]
+
+
+async def test_a_server_that_is_down_is_tried_until_it_is_up_and_the_others_hear_once(own_broker, tmp_path, soon):
+    port, hook = free_port(), free_port()
+    async with telling(own_broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/x") as told:
+        with web_server(hook) as posted:
+            await told.begins("e-1")
+            await told.said(NoticeSent)
+
+            async def warned() -> str | None:
+                found = await told.warnings()
+                return found if "could not be told yet" in found else None
+
+            assert f"mailto://127.0.0.1:{port}" in await until(warned)
+            await told.ends("e-1")
+            with mail_server(port) as mailbox:
+                await told.said(NoticeSent, 4)
+                await told.idle()
+            assert await told.warnings() == ""
+
+    assert len(posted) == 2
+    assert ["over" in subject for subject in mailbox.subjects] == [False, True]
+
+
+async def test_a_message_that_is_given_up_is_parked_and_can_be_sent_again(own_broker, tmp_path, soon, monkeypatch):
+    monkeypatch.setattr("meguri_monitoring.notifying.RETRY_DELAYS", (10.0,))
+    hook, port = free_port(), free_port()
+    urls = (mail_url(port), f"json://127.0.0.1:{hook}/x")
+    async with telling(own_broker, tmp_path, *urls, notice_patience=15) as told:
+        with web_server(hook) as posted:
+            sequence = await told.begins("e-1")
+            (failed,) = await told.said(NoticeFailed)
+            await told.idle()
+            assert (failed.target, failed.moment) == (f"mailto://127.0.0.1:{port}", "opened")
+            assert "onnection error" in failed.error
+            assert len(await told.wire.parked(MONITORING_NOTICES.name)) == 1
+
+            async def warned() -> bool:
+                return "was not told that an episode" in await told.warnings()
+
+            await until(warned)
+            with mail_server(port) as mailbox:
+                await redrive(
+                    told.wire.js, await letter(told.wire.js, f"{MONITORING_NOTICES.name}/{sequence}"), actor="ada"
+                )
+                await told.said(NoticeSent, 2)
+                await told.idle()
+
+            async def quiet() -> bool:
+                return await told.warnings() == ""
+
+            await until(quiet)
+
+    assert len(mailbox.mails) == 1
+    assert len(posted) == 1
+
+
+async def test_a_url_that_cannot_be_used_is_given_up_at_once_and_the_rest_is_told(own_broker, tmp_path):
+    hook = free_port()
+    urls = ("telepathy://anna:hunter2@x", "mailto://u:${NOTIFY_NOWHERE}@localhost", f"json://127.0.0.1:{hook}/x")
+    async with telling(own_broker, tmp_path, *urls) as told:
+        with web_server(hook) as posted:
+            await told.begins("e-1")
+            failed = await told.said(NoticeFailed, 2)
+            await told.said(NoticeSent)
+            await told.idle()
+        letters = await told.wire.parked(MONITORING_NOTICES.name)
+        warnings = await told.warnings()
+
+    assert len(posted) == 1
+    errors = {one.target: one.error for one in failed}
+    assert "no URL that Apprise can send to" in errors["notify.urls[0]"]
+    assert "NOTIFY_NOWHERE is not set" in errors["mailto://localhost:25"]
+    assert len(letters) == 1
+    assert "hunter2" not in str(errors) + str(letters) + warnings
+
+
+async def test_of_several_replicas_one_tells(own_broker, tmp_path):
+    async with telling(own_broker, tmp_path, mail_url(port := free_port()), replicas=2) as told:
+        with mail_server(port) as mailbox:
+            for number in range(10):
+                await told.begins(f"e-{number}")
+            await told.said(NoticeSent, 10)
+            await told.idle()
+
+    assert len(mailbox.mails) == 10
+
+
+async def test_a_message_that_comes_again_tells_nobody_again(own_broker, tmp_path):
+    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+        with mail_server(port) as mailbox:
+            await told.begins("e-1")
+            await told.said(NoticeSent)
+            await told.idle()
+            # As if the broker had lost what it knew of this consumer.
+            config = (await told.wire.js.consumer_info("MEGURI", MONITORING_NOTICES.name)).config
+            await told.wire.js.delete_consumer("MEGURI", MONITORING_NOTICES.name)
+            await told.wire.js.add_consumer("MEGURI", config)
+            await told.ends("e-1")
+            await told.said(NoticeSent, 2)
+            await told.idle()
+
+    assert ["over" in subject for subject in mailbox.subjects] == [False, True]
+
+
+async def test_what_was_delivered_and_could_not_be_said_is_said_later_and_not_delivered_again(
+    own_broker, tmp_path, soon, monkeypatch
+):
+    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+        say, fails = notifying.Notifier._say, asyncio.Event()
+
+        async def once_not(self: Any, *given: Any) -> None:
+            if not fails.is_set():
+                fails.set()
+                raise sending.NotDelivered("the log does not answer")
+            await say(self, *given)
+
+        monkeypatch.setattr(notifying.Notifier, "_say", once_not)
+        with mail_server(port) as mailbox:
+            await told.begins("e-1")
+            await told.said(NoticeSent)
+            await told.idle()
+
+    assert fails.is_set()
+    assert len(mailbox.mails) == 1
+
+
+async def test_nobody_is_told_of_what_was_before_anybody_was_to_be_told(own_broker, tmp_path):
+    async with telling(own_broker, tmp_path) as told:
+        await told.begins("e-1")
+        await told.idle()
+        await told.wire.apply(spec(told.model, mail_url(port := free_port())), 2)
+        with mail_server(port) as mailbox:
+            config = (await told.wire.js.consumer_info("MEGURI", MONITORING_NOTICES.name)).config
+            await told.wire.js.delete_consumer("MEGURI", MONITORING_NOTICES.name)
+            await told.wire.js.add_consumer("MEGURI", config)
+            await told.begins("e-2")
+            await told.said(NoticeSent)
+            await told.idle()
+
+    assert len(mailbox.mails) == 1
+
+
+async def test_a_server_that_refuses_is_tried_again(own_broker, tmp_path, soon):
+    mailbox = Mailbox()
+    mailbox.refuses = True
+    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+        with mail_server(port, mailbox):
+            await told.begins("e-1")
+
+            async def warned() -> bool:
+                return "could not be told yet" in await told.warnings()
+
+            await until(warned)
+            mailbox.refuses = False
+            await told.said(NoticeSent)
+
+    assert len(mailbox.mails) == 1
+
+
+def test_how_long_a_message_was_tried_follows_from_its_deliveries():
+    assert [notifying.waited(deliveries) for deliveries in (1, 2, 3, 4, 5, 6)] == [0, 1, 6, 21, 81, 141]
