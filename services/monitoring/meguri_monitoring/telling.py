@@ -41,7 +41,7 @@ def opened(opening: Opening, at: datetime, links: Links, language: Language) -> 
         "bad": how_bad(opening, language),
         "who": culprit(opening, language),
         "inputs": inputs(opening, language),
-        "does": " ".join(_does(opening, language)),
+        "does": reaction(opening, language),
         "version": str(opening.version),
         "report": links.report,
         "trace": links.trace,
@@ -53,16 +53,14 @@ def resolved(
     opening: Opening, began: datetime, ended: datetime, reason: str, champion: int, links: Links, language: Language
 ) -> Words:
     """What is said when an episode ends; `champion` is the version that answers by then."""
-    versions = {"before": opening.version, "now": champion}
-    replaced = champion != opening.version
-    over = say("over.replaced" if replaced else "over.quiet", language, **versions)
+    why, done = end(opening, reason, champion, language)
     lines = {
         "ended": headline(opening, language),
         "since": moment(began, language),
         "until": moment(ended, language),
         "lasted": duration((ended - began).total_seconds(), language),
-        "why": f"{over} {say('over.said', language, reason=_clean(reason, REASON_LENGTH))}",
-        "done": say("done.replaced" if replaced else "done.nothing", language, **versions),
+        "why": why,
+        "done": done,
         "report": links.report,
     }
     return _words("resolved", opening, lines, language)
@@ -124,18 +122,29 @@ def inputs(opening: Opening, language: Language) -> str:
     return "" if moved is None else say("inputs.moved" if moved else "inputs.same", language)
 
 
+def reaction(opening: Opening, language: Language) -> str:
+    """What the system does about it, and why that if it is not what was asked for."""
+    does = say(f"action.{opening.action}", language)
+    if not opening.action_reason:
+        return does
+    return f"{does} {say('because', language, reason=_clean(opening.action_reason, REASON_LENGTH))}"
+
+
+def end(opening: Opening, reason: str, champion: int, language: Language) -> tuple[str, str]:
+    """Why the episode is over, and what was done about it; `champion` is the version that answers by then."""
+    versions = {"before": opening.version, "now": champion}
+    replaced = champion != opening.version
+    over = say("over.replaced" if replaced else "over.quiet", language, **versions)
+    done = say("done.replaced" if replaced else "done.nothing", language, **versions)
+    return f"{over} {say('over.said', language, reason=_clean(reason, REASON_LENGTH))}", done
+
+
 def _happened(opening: Opening, language: Language) -> Iterator[str]:
     yield sentence(opening, language)
     others = opening.drifted[1:] if isinstance(opening, DriftDetected) else ()
     if others:
         names = ", ".join(_clean(name) for name in others[:NAMED]) + (" …" if len(others) > NAMED else "")
         yield say("others", language, names=names)
-
-
-def _does(opening: Opening, language: Language) -> Iterator[str]:
-    yield say(f"action.{opening.action}", language)
-    if opening.action_reason:
-        yield say("because", language, reason=_clean(opening.action_reason, REASON_LENGTH))
 
 
 def _words(moment_: str, opening: Opening, lines: dict[str, str], language: Language) -> Words:

@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 from typing import Literal
 
+from meguri_monitoring.page_texts import PAGE
+
 Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
 
-TEXTS: dict[str, tuple[str, str]] = {
+MESSAGES: dict[str, tuple[str, str]] = {
     # --- what an episode is about, in a few words
     "kind.drift": ("change in the incoming data", "入力データの変化"),
     "kind.prediction": ("change in the answers", "予測結果の変化"),
@@ -165,12 +167,19 @@ TEXTS: dict[str, tuple[str, str]] = {
     "trace.id": ("{trace} (`meguri trace {trace}`)", "{trace}（`meguri trace {trace}`）"),
     # --- times
     "time": ("{time:%Y-%m-%d %H:%M} UTC", "{time.year}年{time.month}月{time.day}日 {time:%H:%M}（UTC）"),
+    "time.exact": (
+        "{time:%Y-%m-%d %H:%M:%S} UTC",
+        "{time.year}年{time.month}月{time.day}日 {time:%H:%M:%S}（UTC）",
+    ),
     "lasted.days": ("{days} d {hours} h", "{days}日{hours}時間"),
     "lasted.hours": ("{hours} h {minutes} min", "{hours}時間{minutes}分"),
+    "lasted.days only": ("{days} d", "{days}日"),
+    "lasted.hours only": ("{hours} h", "{hours}時間"),
     "lasted.minutes": ("{minutes} min", "{minutes}分"),
     "lasted.seconds": ("{seconds} s", "{seconds}秒"),
 }
 """By key: English, Japanese."""
+TEXTS = MESSAGES | PAGE
 
 
 def say(key: str, language: Language, **values: object) -> str:
@@ -178,8 +187,9 @@ def say(key: str, language: Language, **values: object) -> str:
     return TEXTS[key][LANGUAGES.index(language)].format(**values)
 
 
-def moment(time: datetime, language: Language) -> str:
-    return say("time", language, time=time.astimezone(UTC))
+def moment(time: datetime, language: Language, *, exact: bool = False) -> str:
+    """Return a time to the minute, or to the second."""
+    return say("time.exact" if exact else "time", language, time=time.astimezone(UTC))
 
 
 def duration(seconds: float, language: Language) -> str:
@@ -187,7 +197,8 @@ def duration(seconds: float, language: Language) -> str:
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
     unit = "days" if days else "hours" if hours else "minutes" if minutes else "seconds"
     parts = {"days": days, "hours": hours % 24, "minutes": minutes % 60, "seconds": round(seconds)}
-    return say(f"lasted.{unit}", language, **parts)
+    is_even = (unit == "days" and not parts["hours"]) or (unit == "hours" and not parts["minutes"])
+    return say(f"lasted.{unit}{' only' if is_even else ''}", language, **parts)
 
 
 def number(value: float) -> str:

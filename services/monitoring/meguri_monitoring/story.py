@@ -1,0 +1,151 @@
+"""What a report tells, as plain values: of an episode, and of a model's days."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from meguri_contracts.events import Window
+from meguri_monitoring.judging import Judged
+from meguri_monitoring.telling import Opening
+
+WORST = 6
+"""Subjects whose distributions are shown."""
+PRODUCERS = 5
+"""Producers of each that are shown."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one producer sent of it."""
+
+    producer: str
+    share: float | None
+    """Of the change, if that is known."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A feature or a column of the answer: its distribution in training and in a window of the episode."""
+
+    about: str
+    subject: str
+    score: float
+    threshold: float
+    labels: tuple[str, ...]
+    """Of the bins or categories."""
+    reference: tuple[float, ...]
+    current: tuple[float, ...]
+    """Rows in each."""
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A window, and what was held against the limit in it."""
+
+    version: int
+    number: int
+    window: Window
+    ended: str
+    score: float | None
+    """Of what the episode is about; None when it was not judged."""
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Happened:
+    """Something that was done, or seen."""
+
+    time: datetime
+    kind: str
+    text: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Story:
+    """An episode from its beginning to its end, if it has one."""
+
+    opening: Opening
+    began: datetime
+    champion: int
+    """The version that answers now."""
+    ended: datetime | None = None
+    reason: str = ""
+    """Why it ended."""
+    acknowledged: datetime | None = None
+    actor: str = ""
+    note: str = ""
+    compared: Sequence[Compared] = ()
+    """The worst first."""
+    looked: Sequence[Looked] = ()
+    happened: Sequence[Happened] = ()
+
+    @property
+    def status(self) -> str:
+        return "resolved" if self.ended else "acknowledged" if self.acknowledged else "open"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """So much in a span of time that begins at `time`."""
+
+    time: datetime
+    value: float | None
+    rows: int = 0
+    """That the value rests on."""
+
+
+@dataclass(frozen=True)
+class Days:
+    """Some days of a model."""
+
+    model: str
+    since: datetime
+    until: datetime
+    champion: int | None
+    episodes: Sequence[Story] = ()
+    """The newest first."""
+    volume: Sequence[Amount] = ()
+    """Predictions."""
+    metric: str = ""
+    """`accuracy`, or `mae` of a regression."""
+    quality: Sequence[Amount] = ()
+    versions: Mapping[int, int] = field(default_factory=dict)
+    """Predictions of each version."""
+    happened: Sequence[Happened] = ()
+
+
+def compared(evidence: Mapping[str, Any]) -> list[Compared]:
+    """Read what is kept of a window of an episode, the worst first."""
+    found = [_compared(one) for one in evidence.get("subjects", ())]
+    return sorted(found, key=lambda one: -_excess(one.score, one.threshold))[:WORST]
+
+
+def looked(judged: Judged, about: str, subject: str) -> Looked:
+    """Say how far one subject was from its reference in a window."""
+    finding = next((one for one in judged.findings if (one.about, one.subject) == (about, subject)), None)
+    score, threshold = (finding.score, finding.threshold) if finding and judged.judged else (None, None)
+    return Looked(judged.version, judged.number, judged.window, judged.ended, score, threshold)
+
+
+def _compared(one: Mapping[str, Any]) -> Compared:
+    parts = [
+        Part(name, part.get("share"), round(sum(part.get("counts", ())))) for name, part in one["producers"].items()
+    ]
+    return Compared(
+        about=one["about"],
+        subject=one["subject"],
+        score=one["score"],
+        threshold=one["threshold"],
+        labels=tuple(map(str, one["bins"])),
+        reference=tuple(one["reference"]),
+        current=tuple(one["current"]),
+        parts=tuple(sorted(parts, key=lambda part: -(part.share or 0))[:PRODUCERS]),
+    )
+
+
+def _excess(score: float, threshold: float) -> float:
+    return score / threshold if threshold else score

@@ -1,0 +1,106 @@
+"""An episode and a week as reports tell them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from meguri_contracts.events import Window
+from meguri_contracts.spec import EpisodeKind
+from meguri_monitoring.story import Amount, Days, Happened, Looked, Story, compared
+from tests.monitoring.episodes_of import TRACE, opening
+
+BEGAN = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+EDGES = np.linspace(-4, 6, 21)
+
+
+def evidence() -> dict[str, Any]:
+    """What is kept of a window in which camera-b moved `brightness`."""
+    random = np.random.default_rng(7)
+    return {
+        "subjects": [
+            _numbers("contrast", random.normal(size=5000), random.normal(0.2, 1, size=500), 0.12),
+            _numbers("brightness", random.normal(size=5000), random.normal(1.5, 1, size=500), 1.48),
+            {
+                "about": "categories",
+                "subject": "lens",
+                "score": 0.08,
+                "threshold": 0.01,
+                "bins": ["wide", "tele", "other"],
+                "reference": [4000, 1000, 0],
+                "current": [380, 80, 40],
+                "producers": {"camera-b": {"share": None, "counts": [80, 50, 40]}},
+            },
+        ]
+    }
+
+
+def story(about: EpisodeKind = "drift", *, ended: bool = True, **given: Any) -> Story:
+    """An episode with everything that a report can show."""
+    looked = [
+        Looked(3, number, Window(first=100 * number + 1, last=100 * number + 100, rows=100), _time(number), score, 0.1)
+        for number, score in enumerate((0.03, 0.05, 0.02, 0.9, 1.48, 1.51, None, 1.3, 0.04, 0.03))
+    ]
+    happened = [
+        Happened(BEGAN, "drift-detected", "The values of brightness moved; 94% of it from camera-b", TRACE),
+        Happened(BEGAN + timedelta(seconds=2), "notice-sent", "mailto://smtp.example.com was told"),
+        Happened(BEGAN + timedelta(seconds=9), "training-started", "Run r-8121 began on digits version 14", TRACE),
+        Happened(BEGAN + timedelta(minutes=3), "model-trained", "Run r-8121: accuracy 0.951"),
+        Happened(BEGAN + timedelta(minutes=4), "rollout-changed", "Version 4 became champion: the gate holds"),
+        Happened(BEGAN + timedelta(minutes=61), "episode-resolved", "Over: version 4 serves"),
+    ]
+    return Story(
+        opening=opening("digits", "e-1", about, **given),
+        began=BEGAN,
+        champion=4 if ended else 3,
+        ended=BEGAN + timedelta(minutes=61) if ended else None,
+        reason="version 4 serves" if ended else "",
+        compared=compared(evidence()),
+        looked=looked,
+        happened=happened if ended else happened[:3],
+    )
+
+
+def week() -> Days:
+    """Seven days with two episodes."""
+    times = [BEGAN - timedelta(days=5) + timedelta(hours=6 * n) for n in range(28)]
+    random = np.random.default_rng(3)
+    return Days(
+        model="digits",
+        since=times[0],
+        until=times[-1] + timedelta(hours=6),
+        champion=4,
+        episodes=[story(), story("measure", ended=False)],
+        volume=[
+            Amount(time, float(amount)) for time, amount in zip(times, random.integers(800, 2400, 28), strict=True)
+        ],
+        metric="accuracy",
+        quality=[
+            Amount(time, None if n in (3, 4) else 0.95 - 0.1 * (18 < n < 22) + random.normal(0, 0.005), 100)
+            for n, time in enumerate(times)
+        ],
+        versions={3: 31_000, 4: 9_000},
+        happened=story().happened,
+    )
+
+
+def _numbers(subject: str, before: np.ndarray, now: np.ndarray, score: float) -> dict[str, Any]:
+    reference, current = (np.histogram(values, EDGES)[0] for values in (before, now))
+    half = np.histogram(now[:200], EDGES)[0]
+    return {
+        "about": "drift",
+        "subject": subject,
+        "score": score,
+        "threshold": 0.1,
+        "bins": [f"{edge:.1f}" for edge in EDGES[:-1]],
+        "reference": reference.tolist(),
+        "current": current.tolist(),
+        "producers": {
+            "camera-a": {"share": 0.02, "counts": (current - half).tolist()},
+            "camera-b": {"share": 0.94, "counts": half.tolist()},
+        },
+    }
+
+
+def _time(number: int) -> str:
+    return (BEGAN + timedelta(minutes=10 * (number - 4))).isoformat()
