@@ -14,7 +14,7 @@ from meguri_contracts.events import OPENINGS, EpisodeResolved, NoticeFailed, Not
 from meguri_contracts.spec import Notify
 from meguri_contracts.topology import MONITORING_NOTICES
 from meguri_monitoring.episode_store import EpisodeRow
-from meguri_monitoring.telling import Opening
+from meguri_monitoring.looks import Opening
 from meguri_monitoring.wording import Language
 
 Moment = Literal["opened", "resolved"]

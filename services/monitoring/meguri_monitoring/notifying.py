@@ -23,10 +23,11 @@ from meguri_chassis.store import Database
 from meguri_contracts.errors import MeguriError, PermanentError, TemporaryError
 from meguri_contracts.events import OPENINGS, EpisodeResolved, Event, NoticeFailed, NoticeSent
 from meguri_monitoring import notice_store, sending, store, telling
+from meguri_monitoring.looks import Opening
 from meguri_monitoring.notice_store import Began, Moment
 from meguri_monitoring.sending import NotDelivered, Target, Unusable
 from meguri_monitoring.settings import Settings
-from meguri_monitoring.telling import Links, Opening, Words
+from meguri_monitoring.telling import Links, Words
 from meguri_monitoring.wording import Language, say
 
 logger = logging.getLogger(__name__)

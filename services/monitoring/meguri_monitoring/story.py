@@ -7,7 +7,7 @@ from typing import Any
 
 from meguri_contracts.events import Window
 from meguri_monitoring.judging import Judged
-from meguri_monitoring.telling import Opening
+from meguri_monitoring.looks import Opening
 
 WORST = 6
 """Subjects whose distributions are shown."""

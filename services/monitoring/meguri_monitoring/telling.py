@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from meguri_contracts.events import AnomalyDetected, DriftDetected, PerformanceDegraded
+from meguri_monitoring.looks import Opening
 from meguri_monitoring.wording import Language, duration, moment, number, percent, say
-
-Opening = DriftDetected | PerformanceDegraded | AnomalyDetected
 
 LEVELS = ((0.25, "slight"), (0.5, "moderate"), (1.0, "strong"))
 """Distances up to which a change is called so; beyond these it is very strong."""

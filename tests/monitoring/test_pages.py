@@ -1,0 +1,175 @@
+import re
+from dataclasses import replace
+from datetime import timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from meguri_monitoring import drawing, pages
+from meguri_monitoring.pages import Look
+from meguri_monitoring.story import Amount, Part
+from meguri_monitoring.wording import LANGUAGES
+from tests.monitoring.episodes_of import KINDS, TRACE
+from tests.monitoring.stories import BEGAN, story, week
+
+EVIL = '<script>alert("x")</script>\'"><img src=x onerror=alert(1)>'
+MADE = BEGAN + timedelta(hours=5)
+LOOK = Look(MADE)
+VOID = {"meta", "img", "link", "br", "input"}
+
+
+class Read(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def text(page: str) -> str:
+    """What a reader sees, more or less."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("about", KINDS)
+def test_every_kind_of_episode_has_a_page_in_both_languages(about, language):
+    for told in (story(about), story(about, ended=False)):
+        page = pages.of_episode(told, Look(MADE, language))
+
+        assert Read(page).open == []
+        assert f'<html lang="{language}">' in page
+        assert "camera-b" in page
+
+
+@pytest.mark.parametrize("page", [pages.of_episode(story(), LOOK), pages.of_days(week(), LOOK)])
+def test_a_page_needs_nothing_from_anywhere(page):
+    tags = Read(page).tags
+
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in tags}
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on") or name == "src"]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert not [link for _, attributes in tags if (link := attributes.get("href")) and link.startswith("http")]
+
+
+def test_names_from_outside_are_only_text():
+    given: dict[str, Any] = {"feature": EVIL, "producer": EVIL, "samples": (EVIL,), "traces": (EVIL,)}
+    told = story(**given, action_reason=EVIL)
+    one = replace(told.compared[0], subject=EVIL, labels=(EVIL,) * 20, parts=(Part(EVIL, 0.5, 10),))
+    line = replace(told.happened[0], text=EVIL, trace=EVIL)
+    told = replace(told, compared=[one], happened=[line], reason=EVIL, note=EVIL, acknowledged=BEGAN, actor=EVIL)
+    days = replace(week(), episodes=[replace(told, ended=None)], happened=[line])
+
+    for page in (
+        pages.of_episode(told, Look(MADE, trace_url=lambda id_: f"http://jaeger/trace/{id_}")),
+        pages.of_days(days, LOOK),
+    ):
+        tags = Read(page)
+        assert tags.open == []
+        assert not {"script", "img"} & {tag for tag, _ in tags.tags}
+        assert not [name for _, attributes in tags.tags for name in attributes if name.startswith("on")]
+        assert "&lt;script&gt;" in page
+
+
+def test_an_episode_that_is_over_tells_its_story():
+    shown = text(pages.of_episode(story(), LOOK))
+
+    assert "no longer look like the data it was trained on" in shown
+    assert "over after 1 h 1 min" in shown
+    assert "94% of it comes from “camera-b”" in shown
+    assert "version 3 answered then, version 4 answers now" in shown
+    assert "Version 4 became champion: the gate holds" in shown
+    # Worst first.
+    assert shown.index(" brightness change in") < shown.index(" contrast change in")
+    assert "distance 1.48, limit 0.1" in shown
+    assert "2026-05-01 12:03:00 UTC" in shown
+    assert "3/4 2026-05-01 12:00:00 401 500 100 1.48 0.1" in shown
+
+
+def test_an_open_episode_says_for_how_long_and_who_has_seen_it():
+    told = replace(story(ended=False), acknowledged=BEGAN, actor="ada", note="the lamp is broken")
+    shown = text(pages.of_episode(told, LOOK))
+
+    assert "open, seen by ada for 5 h now" in shown
+    assert "the lamp is broken" in shown
+
+
+def test_samples_and_traces_lead_on():
+    page = pages.of_episode(story(), Look(MADE, trace_url=lambda id_: f"http://jaeger/trace/{id_}"))
+
+    assert 'href="../../predictions/p-1?model=digits"' in page
+    assert f'href="http://jaeger/trace/{TRACE}"' in page
+    assert f"trace {TRACE}" in text(pages.of_episode(story(), LOOK))
+
+
+def test_an_episode_without_anything_kept_of_it_has_a_page():
+    told = replace(story(samples=(), traces=()), compared=[], looked=[], happened=[])
+    shown = text(pages.of_episode(told, LOOK))
+
+    assert "Nothing yet." in shown
+    assert "100–199 · 100 rows" in shown
+
+
+def test_a_week_tells_its_episodes_and_numbers():
+    page = pages.of_days(week(), LOOK)
+    shown = text(page)
+
+    assert "digits had 2 episodes in these 7 days; 1 still open." in shown
+    assert "version 4 answers now" in shown
+    assert "each column is 6 h." in shown
+    assert 'href="../../episodes/e-1/report"' in page
+    assert "Version 3 31,000 rows" in shown
+
+
+def test_a_week_without_anything_has_a_page():
+    empty = replace(week(), episodes=[], volume=[Amount(BEGAN, 0)], quality=[], versions={}, happened=[], champion=None)
+    shown = text(pages.of_days(empty, LOOK))
+
+    assert "digits had no episode in these 7 days." in shown
+    assert "No truth about these predictions is known." in shown
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_histogram_has_shares_of_its_own_rows_in_steps():
+    drawn = drawing.histogram(["a", "b"], [1000, 3000], [30, 10])
+
+    top = 0.75 * drawing.HEADROOM
+    low, high = 100 - 100 * 0.25 / top, 100 - 100 * 0.75 / top
+    assert drawn.reference == f"M0 100V{low:.2f}H50.00V{high:.2f}H100.00V100Z"
+    assert drawn.current == f"M0 100V{high:.2f}H50.00V{low:.2f}H100.00V100Z"
+    assert [(tick.at, tick.text) for tick in drawn.ticks] == [(25, "a"), (75, "b")]
+
+
+def test_a_line_has_gaps_where_there_is_no_value_and_marks_what_is_beyond_the_limit():
+    drawn = drawing.line([0.5, None, 2.0, 1.0], ["a", "b", "c", "d"], limit=1.0)
+
+    assert drawn.path.count("M") == 2
+    assert [beyond for _, _, beyond in drawn.dots] == [False, True, False]
+    assert [tick.text for tick in drawn.y] == ["0", "1.5", "3"]
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [0.0, 0.0], [1e-9, 2e-9], [1e12], [float("inf"), 1.0]])
+def test_charts_take_whatever_comes(values):
+    labels = [str(value) for value in values]
+
+    drawing.columns(values, labels)
+    drawing.line(values, labels)
+    drawing.histogram(labels, values, values[::-1])
