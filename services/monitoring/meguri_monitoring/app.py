@@ -20,7 +20,7 @@ from meguri_contracts.topology import (
     PREDICTION_PREFIX,
     PREDICTIONS,
 )
-from meguri_monitoring import api, handlers, projection
+from meguri_monitoring import api, handlers, projection, reporting
 from meguri_monitoring.concluding import Concluder
 from meguri_monitoring.counting import Counter
 from meguri_monitoring.measuring import Measurer
@@ -98,4 +98,5 @@ def build(settings: Settings | None = None) -> Service:
     service.hear(Hearing(MONITORING_LABELS, [scorer.take]))
     service.hear(Hearing(MONITORING_NOTICES, [notifier.tell], together=NOTICES_TOGETHER))
     service.app.include_router(api.routes(service, scorer))
+    service.app.include_router(reporting.routes(service, settings))
     return service

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import JSON, Column, DateTime
 from sqlmodel import Field, Session, SQLModel, col, select
 from sqlmodel.sql.sqltypes import AutoString
 
 from meguri_chassis.store import BIG, Parked, utc
-from meguri_contracts.events import OPENINGS, EpisodeResolved, NoticeFailed, NoticeSent
+from meguri_contracts.events import EpisodeResolved, NoticeFailed, NoticeSent
 from meguri_contracts.spec import Notify
 from meguri_contracts.topology import MONITORING_NOTICES
+from meguri_monitoring import telling
 from meguri_monitoring.episode_store import EpisodeRow
 from meguri_monitoring.looks import Opening
 from meguri_monitoring.wording import Language
@@ -101,7 +102,4 @@ def opening(session: Session, end: EpisodeResolved) -> Began | None:
     row = session.get(EpisodeRow, end.episode)
     if row is None:
         return None
-    kind = next(
-        one for one in OPENINGS if row.detected.get("about", "drift") in get_args(one.model_fields["about"].annotation)
-    )
-    return Began(kind.model_validate(row.detected), utc(row.opened))
+    return Began(telling.read(row.detected), utc(row.opened))

@@ -1,1 +1,210 @@
-"""Reports of episodes and of a model's week, as a page and as JSON."""
+"""Reports of episodes and of a model's days: gathered from the tables, given as a page or as JSON."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import polars as pl
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import HTMLResponse
+from pydantic import Field, TypeAdapter
+from sqlmodel import Session, col, select
+
+from meguri_chassis.projection import as_message
+from meguri_chassis.service import Service
+from meguri_chassis.store import JournalEntry, utc
+from meguri_contracts.errors import NotFound
+from meguri_contracts.names import NAME_PATTERN
+from meguri_monitoring import episode_store, pages, store, story, tables, telling, timeline
+from meguri_monitoring.episode_projection import trace_of
+from meguri_monitoring.episode_store import EpisodeRow, EvidenceRow
+from meguri_monitoring.judging import Judged
+from meguri_monitoring.pages import Look
+from meguri_monitoring.settings import Settings
+from meguri_monitoring.story import Amount, Days, Happened, Story
+from meguri_monitoring.wording import Language
+
+SPANS = 28
+"""Parts into which the days of a report are cut: six hours of a week."""
+MOST = 200
+"""Of what happened in these days, the latest."""
+TOLD_APART = ("notice-sent", "notice-failed")
+"""What the episodes' own reports tell, and a week's does not."""
+NOTHING_FROM_OUTSIDE = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+
+_JUDGED = TypeAdapter(Judged)
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Format = Annotated[Literal["html", "json"] | None, Query(description="Else as the header Accept says.")]
+Scan = Callable[[int], pl.LazyFrame | None]
+"""The answers that a version gave."""
+
+
+@dataclass(frozen=True)
+class EpisodeReport:
+    """What the report of an episode says, as data."""
+
+    episode: str
+    status: str
+    headline: str
+    sentence: str
+    how_bad: str
+    culprit: str
+    story: Story
+
+
+@dataclass(frozen=True)
+class DaysReport:
+    """What the report of some days says, as data."""
+
+    headline: str
+    days: Days
+
+
+def routes(service: Service, settings: Settings) -> APIRouter:
+    """Return the routes of reports."""
+    router = APIRouter(tags=["reports"])
+    database = service.database
+    assert database is not None
+
+    def look(language: Language) -> Look:
+        return Look(datetime.now(UTC), language, lambda id_: settings.trace_url.replace("{trace}", quote(id_, safe="")))
+
+    @router.get("/episodes/{episode}/report", response_class=HTMLResponse)
+    def report_episode(
+        episode: str, language: Language = "en", format: Format = None, accept: Annotated[str, Header()] = ""
+    ) -> Response:
+        """What an episode is about, who causes it and what was done: a page for everybody, or `format=json`."""
+        with database.read() as session:
+            told = tell(session, episode_store.episode(session, episode))
+        if _wants_json(format, accept):
+            return _data(_episode_report(told, language))
+        return HTMLResponse(pages.of_episode(told, look(language)), headers=NOTHING_FROM_OUTSIDE)
+
+    @router.get("/models/{name}/report", response_class=HTMLResponse)
+    def report_days(
+        name: Name,
+        days: Annotated[int, Query(ge=1, le=92)] = 7,
+        language: Language = "en",
+        format: Format = None,
+        accept: Annotated[str, Header()] = "",
+    ) -> Response:
+        """A model's latest days: episodes, quality, predictions, versions, and what was done."""
+
+        def scan(version: int) -> pl.LazyFrame | None:
+            return tables.scan(tables.table_uri(settings.data_url, name, version))
+
+        until = datetime.now(UTC)
+        with database.read() as session:
+            told = tell_days(session, name, until - timedelta(days=days), until, scan)
+        if _wants_json(format, accept):
+            return _data(DaysReport(pages.headline(told, language), told))
+        return HTMLResponse(pages.of_days(told, look(language)), headers=NOTHING_FROM_OUTSIDE)
+
+    return router
+
+
+def tell(session: Session, row: EpisodeRow) -> Story:
+    """Return the story of an episode."""
+    opening = telling.read(row.detected)
+    kept = episode_store.evidence(session, row.episode)
+    subject = telling.subject_of(opening)
+    looked = [story.looked(_JUDGED.validate_python(one.judged), opening.about, subject) for one in kept]
+    lines = episode_store.lines(session, row.episode)
+    return Story(
+        opening=opening,
+        began=utc(row.opened),
+        champion=store.state(session, row.model).champion or row.version,
+        ended=utc(row.resolved) if row.resolved else None,
+        reason=row.reason,
+        acknowledged=utc(row.acknowledged) if row.acknowledged else None,
+        actor=row.actor,
+        note=row.note,
+        compared=_compared(kept),
+        looked=sorted(looked, key=lambda one: one.window.last),
+        happened=[Happened(utc(one.time), one.kind, one.text, one.trace) for one in lines],
+    )
+
+
+def tell_days(session: Session, model: str, since: datetime, until: datetime, scan: Scan) -> Days:
+    """Return what was with a model from one time to another. Raises NotFound for one that nothing is known of."""
+    state, versions = store.state(session, model), store.versions(session, model)
+    if state.champion is None and not versions:
+        raise NotFound(f"nothing is known of a model {model!r} here")
+    rows = [
+        row
+        for row in episode_store.found(session, model, open_only=False)
+        if row.resolved is None or utc(row.resolved) >= since
+    ]
+    answered = {row.version: _volume(scan(row.version), since, until) for row in reversed(versions)}
+    span = (until - since) / SPANS
+    volume = [
+        Amount(since + number * span, float(sum(parts[number] for parts in answered.values())))
+        for number in range(SPANS)
+    ]
+    return Days(
+        model=model,
+        since=since,
+        until=until,
+        champion=state.champion,
+        episodes=[tell(session, row) for row in rows],
+        volume=volume,
+        versions={version: sum(parts) for version, parts in answered.items() if any(parts)},
+        happened=_happened(session, model, since),
+    )
+
+
+def _compared(kept: Sequence[EvidenceRow]) -> list[story.Compared]:
+    """What the first window says of which more than its verdict was kept."""
+    return next((story.compared(row.evidence) for row in kept if row.evidence.get("subjects")), [])
+
+
+def _volume(rows: pl.LazyFrame | None, since: datetime, until: datetime) -> list[int]:
+    """Return how many answers were given in each span of time."""
+    counts = [0] * SPANS
+    if rows is None:
+        return counts
+    span = (until - since) / SPANS
+    within = rows.filter((pl.col("time") >= since) & (pl.col("time") < until))
+    number = ((pl.col("time") - since).dt.total_microseconds() // (span // timedelta(microseconds=1))).alias("number")
+    found = within.select(number).group_by("number").len().collect(engine="streaming")
+    for place, count in found.iter_rows():
+        counts[min(int(place), SPANS - 1)] += int(count)
+    return counts
+
+
+def _happened(session: Session, model: str, since: datetime) -> list[Happened]:
+    kinds = [event.kind() for event in timeline.HEARS if event.kind() not in TOLD_APART]
+    query = select(JournalEntry).where(
+        col(JournalEntry.kind).in_(kinds),
+        JournalEntry.key == model,
+        JournalEntry.time >= since,
+        col(JournalEntry.applied),
+    )
+    entries = session.exec(query.order_by(col(JournalEntry.sequence).desc()).limit(MOST)).all()
+    return [
+        Happened(message.time, message.kind, timeline.sentence(message.event), trace_of(message.headers))
+        for message in map(as_message, reversed(entries))
+    ]
+
+
+def _episode_report(told: Story, language: Language) -> EpisodeReport:
+    opening = told.opening
+    return EpisodeReport(
+        episode=opening.episode,
+        status=told.status,
+        headline=telling.headline(opening, language),
+        sentence=telling.sentence(opening, language),
+        how_bad=telling.how_bad(opening, language),
+        culprit=telling.culprit(opening, language),
+        story=told,
+    )
+
+
+def _wants_json(format: str | None, accept: str) -> bool:
+    return format == "json" or (format is None and "application/json" in accept and "text/html" not in accept)
+
+
+def _data(report: Any) -> Response:
+    return Response(TypeAdapter(type(report)).dump_json(report), media_type="application/json")

@@ -1,11 +1,12 @@
 """The two messages about an episode, from plain values: one when it begins, one when it ends."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, get_args
 
-from meguri_contracts.events import AnomalyDetected, DriftDetected, PerformanceDegraded
+from meguri_contracts.events import OPENINGS, AnomalyDetected, DriftDetected, PerformanceDegraded
 from meguri_monitoring.looks import Opening
 from meguri_monitoring.wording import Language, duration, moment, number, percent, say
 
@@ -63,6 +64,13 @@ def resolved(
         "report": links.report,
     }
     return _words("resolved", opening, lines, language)
+
+
+def read(detected: Mapping[str, Any]) -> Opening:
+    """Read what the event said that began an episode, of whichever kind."""
+    about = detected.get("about", "drift")
+    kind = next(one for one in OPENINGS if about in get_args(one.model_fields["about"].annotation))
+    return kind.model_validate(detected)
 
 
 def subject_of(opening: Opening) -> str:

@@ -1,0 +1,111 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from meguri_contracts.events import DriftDetected, EpisodeResolved
+from tests.conftest import until
+from tests.monitoring.conftest import message, values
+from tests.monitoring.episodes_of import KINDS, opening
+
+
+async def drifted(monitoring) -> DriftDetected:
+    """Have camera-b move x, and version 2 take over afterwards."""
+    now = datetime.now(UTC)
+    for seed in range(1, 6):
+        moved = 1.5 if seed > 1 else 0.0
+        time = now - timedelta(days=1) + timedelta(minutes=seed)
+        await monitoring.predict(
+            message(monitoring.model, values(60, seed), "camera-a", time=time),
+            message(monitoring.model, values(40, seed + 100, moved), "camera-b", time=time),
+        )
+    (event,) = await monitoring.said(DriftDetected)
+    await monitoring.roll_out(2, seed=9)
+    await monitoring.said(EpisodeResolved)
+
+    async def over() -> bool:
+        return (await monitoring.http.get(f"/episodes/{event.episode}")).json()["resolved"] is not None
+
+    await until(over)
+    return event
+
+
+async def test_an_episode_s_report_tells_it_from_beginning_to_end(monitoring):
+    event = await drifted(monitoring)
+
+    report = await monitoring.http.get(f"/episodes/{event.episode}/report")
+    data = (await monitoring.http.get(f"/episodes/{event.episode}/report?format=json")).json()
+
+    assert report.headers["content-type"] == "text/html; charset=utf-8"
+    assert report.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "The values of “x” that" in report.text
+    assert "camera-b" in report.text
+    assert event.samples
+    assert all(id_ in report.text for id_ in event.samples)
+    assert (data["status"], data["story"]["champion"]) == ("resolved", 2)
+    assert [one["kind"] for one in data["story"]["happened"]] == [
+        "drift-detected",
+        "rollout-changed",
+        "episode-resolved",
+    ]
+    looked = data["story"]["looked"]
+    assert len(looked) >= 2
+    assert all(one["score"] > one["threshold"] for one in looked[:2])
+    assert [one["window"]["first"] for one in looked] == sorted(one["window"]["first"] for one in looked)
+
+
+async def test_a_report_is_data_for_those_who_accept_only_that(monitoring):
+    event = opening(monitoring.model, "e-1")
+    await monitoring.http.get("/health/ready", headers={"Meguri-After": str(await monitoring.wire.say(event))})
+    path = "/episodes/e-1/report"
+
+    machine = await monitoring.http.get(path, headers={"Accept": "application/json"})
+    browser = await monitoring.http.get(path, headers={"Accept": "text/html,application/json;q=0.9"})
+    asked = await monitoring.http.get(f"{path}?format=html", headers={"Accept": "application/json"})
+
+    assert machine.json()["headline"] == "change in the incoming data (brightness)"
+    assert browser.headers["content-type"] == asked.headers["content-type"] == "text/html; charset=utf-8"
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+async def test_every_kind_of_episode_has_a_report(monitoring, language):
+    evil = "<script>alert(1)</script>"
+    for about in KINDS:
+        sequence = await monitoring.wire.say(opening(monitoring.model, f"e-{about}", about, producer=evil))
+    for about in KINDS:
+        report = await monitoring.http.get(
+            f"/episodes/e-{about}/report?language={language}", headers={"Meguri-After": str(sequence)}
+        )
+        assert report.status_code == 200, report.text
+        assert evil not in report.text
+        assert "&lt;script&gt;" in report.text
+
+
+async def test_a_model_s_report_has_its_episodes_and_how_much_it_answered(monitoring):
+    event = await drifted(monitoring)
+    await monitoring.predict(message(monitoring.model, values(30, 7), time=datetime.now(UTC) - timedelta(days=30)))
+
+    async def kept() -> bool:
+        return monitoring.kept().height == 530
+
+    await until(kept)
+    data = (await monitoring.http.get(f"/models/{monitoring.model}/report?format=json&days=2")).json()
+    page = (await monitoring.http.get(f"/models/{monitoring.model}/report?language=ja")).text
+
+    assert data["headline"] == f"{monitoring.model} had one episode in these 2 days; none is open."
+    assert [one["opening"]["episode"] for one in data["days"]["episodes"]] == [event.episode]
+    assert data["days"]["versions"] == {"1": 500}
+    assert sum(one["value"] for one in data["days"]["volume"]) == 500
+    assert [one["kind"] for one in data["days"]["happened"]] == [
+        "rollout-changed",
+        "drift-detected",
+        "rollout-changed",
+        "episode-resolved",
+    ]
+    assert f'href="../../episodes/{event.episode}/report?language=ja"' in page
+
+
+async def test_what_is_not_there_has_no_report(monitoring):
+    assert (await monitoring.http.get("/episodes/nothing/report")).status_code == 404
+    assert (await monitoring.http.get("/models/nothing/report")).status_code == 404
+    assert (await monitoring.http.get("/models/nothing/report?days=0")).status_code == 422
+    assert (await monitoring.http.get("/episodes/nothing/report?language=tlh")).status_code == 422
