@@ -65,6 +65,24 @@ def test_a_regression_is_measured_in_its_own_metrics(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changes", "columns"),
+    [
+        ({}, {"label": ("0", "1", "2"), "probability": None}),
+        ({"estimator": "Ridge", "task": "regression"}, {"prediction": None}),
+        ({"estimator": "IsolationForest", "task": "outliers", "target": None}, {"label": ("0", "1"), "score": None}),
+    ],
+    ids=["classification", "regression", "outliers"],
+)
+def test_the_profile_has_the_answers_to_rows_that_were_held_out(tmp_path, changes, columns):
+    gate = {"gate": "outlier_share < 1", "features": ["a", "b", "c", "d"]} if "target" in changes else {}
+    fitted = fitting.fit(job(tmp_path, FLOWERS, **changes, **gate))
+    outputs = Profile.from_json(fitted.profile).outputs
+
+    assert {name: getattr(output, "known", None) for name, output in outputs.items()} == columns
+    assert {output.n for output in outputs.values()} == {fitted.holdout_rows}
+
+
+@pytest.mark.parametrize(
     "estimator",
     ["LogisticRegression", "RandomForestClassifier", "HistGradientBoostingClassifier", "MLPClassifier", "SVC"],
 )
@@ -194,7 +212,14 @@ def test_texts_are_features_and_every_feature_is_then_an_input(tmp_path, estimat
     ]
     assert signature.input == signature.inputs[0]
     assert fitted.engine == "onnx"
-    assert list(Profile.from_json(fitted.profile).features) == ["a", "early", "count"]
+    profile = Profile.from_json(fitted.profile)
+    assert list(profile.features) == ["a", "count"]
+    assert {name: feature.known for name, feature in profile.categories.items()} == {
+        "city": ("Kyōto", "Zürich"),
+        "early": ("false", "true"),
+    }
+    assert profile.categories["city"].missing > 0
+    assert {feature.rows for feature in profile.inputs.values()} == {fitted.train_rows}
     assert fitting.fit(against(asked, fitted)).champion == pytest.approx(fitted.candidate, rel=1e-4)
 
 
@@ -227,7 +252,8 @@ def test_all_features_may_be_texts(tmp_path):
     fitted = fitting.fit(job(tmp_path, frame))
 
     assert [tensor.datatype for tensor in fitted.signature.inputs] == ["BYTES"]
-    assert Profile.from_json(fitted.profile).features == {}
+    profile = Profile.from_json(fitted.profile)
+    assert (profile.features, profile.rows) == ({}, fitted.train_rows)
 
 
 def test_a_text_that_is_missing_is_the_empty_text(tmp_path):

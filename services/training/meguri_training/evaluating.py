@@ -120,6 +120,18 @@ def measure(target: Target | None, given: Answers) -> dict[str, float]:
     }
 
 
+def columns(given: Answers) -> dict[str, list[str] | NDArray[np.floating[Any]]]:
+    """Return the answers as predictions have them: `prediction`, or `label`, as text, and `probability` or `score`."""
+    if given.probabilities is None and given.scores is None:
+        return {"prediction": given.answers}
+    # Served are texts or integers.
+    labels = given.answers if given.answers.dtype.kind in "OU" else given.answers.astype(np.int64)
+    second = (
+        {"score": given.scores} if given.probabilities is None else {"probability": given.probabilities.max(axis=1)}
+    )
+    return {"label": [str(label) for label in labels.tolist()], **second}
+
+
 def log_loss(target: Target, probabilities: NDArray[np.floating[Any]], classes: NDArray[Any]) -> float:
     """Return the mean of -ln(probability of the true class), in nats.
 

@@ -17,6 +17,7 @@ from meguri_training import estimators, reading
 Rows = NDArray[Any]
 """Shape [n, features]: of float32 or float64, or objects where some features are texts."""
 
+_CATEGORIES = ("BYTES", "BOOL")
 _UNSEEN = "meguri: a text that was not there in training"
 
 DTYPES: dict[str, type[Any]] = {
@@ -88,8 +89,19 @@ def numeric(rows: Rows, features: Sequence[str], tensors: Sequence[Tensor]) -> t
     """Return the features that are numbers, and their values."""
     if rows.dtype != object:
         return list(features), rows
-    kept = [at for at, is_text in enumerate(are_texts(tensors)) if not is_text]
+    kept = [at for at, tensor in enumerate(tensors) if tensor.datatype not in _CATEGORIES]
     return [features[at] for at in kept], rows[:, kept].astype(np.float64)
+
+
+def categories(rows: Rows, features: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, list[str]]:
+    """Return the other features, texts and booleans, as predictions have them when they are read as texts."""
+    if rows.dtype != object:
+        return {}
+    return {
+        name: [str(value).lower() if tensor.datatype == "BOOL" else value for value in rows[:, at]]
+        for at, (name, tensor) in enumerate(zip(features, tensors, strict=True))
+        if tensor.datatype in _CATEGORIES
+    }
 
 
 def _column(frame: pl.DataFrame, name: str, tensor: Tensor) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from meguri_chassis.profiles import profile_of
+from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.errors import Invalid, PermanentError
 from meguri_contracts.events import Signature, Tensor
 from meguri_contracts.spec import Column, ColumnType, Dataset, Estimator, ModelSpec
@@ -81,7 +81,7 @@ def fit(job: Job) -> Fitted:
         holdout_rows=len(holdout.inputs),
         onnx=exported.onnx,
         skops=exported.skops,
-        profile=profile_of(*inputs.numeric(train.inputs, spec.feature_names, tensors)).to_json(),
+        profile=_profile(spec, tensors, train, answers).to_json(),
         signature=_signature(spec, tensors, exported, train, answers.classes),
         parity=exported.parity,
         engine=exported.engine,
@@ -191,6 +191,13 @@ def _signature(
         example=inputs.example(train.inputs, tensors),
         classes=() if classes is None else tuple(classes.tolist()),
     )
+
+
+def _profile(spec: ModelSpec, tensors: tuple[Tensor, ...], train: Rows, answers: evaluating.Answers) -> Profile:
+    """Return what monitoring compares with: features as they were trained on, answers as they are to rows never seen."""
+    names, numbers = inputs.numeric(train.inputs, spec.feature_names, tensors)
+    categories = inputs.categories(train.inputs, spec.feature_names, tensors)
+    return profile_of(names, numbers, categories, evaluating.columns(answers))
 
 
 @contextmanager
