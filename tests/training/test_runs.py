@@ -17,6 +17,7 @@ from meguri_contracts.events import (
     EpisodeResolved,
     Event,
     LoopBroken,
+    PerformanceDegraded,
     Plan,
     PromotionRejected,
     RolloutChanged,
@@ -24,11 +25,12 @@ from meguri_contracts.events import (
     SpecApplied,
     Tensor,
     TrainingFailed,
+    TrainingPostponed,
     TrainingRequested,
     TrainingStarted,
     Window,
 )
-from meguri_contracts.spec import ModelSpec
+from meguri_contracts.spec import Action, ModelSpec
 from meguri_training.runs import MAX_TRIGGERS, PATIENCE, QUIET, Data, Model, decide, evolve, is_stormy, why_not
 
 MAX_HOPS = 16
@@ -56,6 +58,7 @@ class Training:
     data: Data | None = None
     runs: list[TrainingStarted] = field(default_factory=list)
     loops: list[LoopBroken] = field(default_factory=list)
+    postponed: list[TrainingPostponed] = field(default_factory=list)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     _ids: count = field(default_factory=count)
 
@@ -68,6 +71,8 @@ class Training:
             self.runs.append(event)
         if isinstance(event, LoopBroken):
             self.loops.append(event)
+        if isinstance(event, TrainingPostponed):
+            self.postponed.append(event)
         self.model = evolve(self.model, event, id_, self.now, hops)
         return id_
 
@@ -88,12 +93,13 @@ class Training:
     def request(self, hops: int = 0) -> str:
         return self.hear(TrainingRequested(model="digits", reason="asked", actor="ada"), hops)
 
-    def drift(self, hops: int = 1) -> str:
+    def drift(self, hops: int = 1, episode: str = "ep", action: Action = "retrain") -> str:
         return self.hear(
             DriftDetected(
                 model="digits",
                 version=1,
-                episode="ep",
+                episode=episode,
+                action=action,
                 feature="x",
                 producer="p",
                 share=1,
@@ -106,11 +112,19 @@ class Training:
             hops,
         )
 
-    def resolve(self) -> str:
-        return self.hear(EpisodeResolved(model="digits", version=1, episode="ep", reason="quiet"))
+    def degrade(self, hops: int = 1, episode: str = "worse") -> str:
+        return self.hear(
+            PerformanceDegraded(
+                model="digits", version=1, episode=episode, metric="accuracy", before=0.9, now=0.7, labels=100
+            ),
+            hops,
+        )
+
+    def resolve(self, episode: str = "ep") -> str:
+        return self.hear(EpisodeResolved(model="digits", version=1, episode=episode, reason="quiet"))
 
     def decide(self) -> TrainingStarted | None:
-        """Start the run that is due, if one is; or break the loop."""
+        """Start the run that is due, if one is; or break the loop, or say what it waits for."""
         for event in decide(self.model, self.data, MAX_HOPS):
             self.hear(event, event.hops(0))
             return event if isinstance(event, TrainingStarted) else None
@@ -276,6 +290,92 @@ def test_drift_is_no_reason_where_the_spec_says_so():
     training.commit(1)
 
     assert training.decide() is None
+
+
+@pytest.mark.parametrize("action", ["ignore", "notify", "rollback"])
+def test_an_episode_that_asks_for_no_model_is_no_reason(trained, action):
+    trained.drift(action=action)
+    trained.commit(1)
+
+    assert trained.decide() is None
+    assert trained.postponed == []
+    assert trained.model.episodes == {}
+
+
+def test_an_episode_of_quality_is_a_reason_as_one_of_drift_is(trained):
+    trained.degrade()
+    assert trained.decide() is None
+    assert why_not(trained.model, trained.data).startswith("the answers have become worse, and new rows")
+    trained.commit(1)
+
+    run = trained.decide()
+    assert kinds(run) == ["performance-degraded", "data-committed"]
+    assert run.starts_trace
+
+
+def test_after_an_episode_as_many_new_rows_are_needed_as_the_spec_says_for_it(trained):
+    trained.apply(version=2, gate=trained.model.spec.gate, rows=1000, fresh_rows=10)
+    trained.drift()
+    trained.commit(9)
+    assert trained.decide() is None
+    waits = "drift was seen, and 10 new rows that show it are needed: 9 have arrived"
+    assert why_not(trained.model, trained.data) == waits
+    trained.commit(1)
+
+    assert kinds(trained.decide()) == ["drift-detected", "data-committed", "data-committed"]
+
+
+def test_the_end_of_an_episode_takes_back_only_what_that_one_asked_for(trained):
+    trained.drift()
+    other = trained.degrade()
+    trained.resolve()
+
+    assert [trigger.event for trigger in trained.model.triggers] == [other]
+    assert trained.model.episodes == {other: "worse"}
+    trained.commit(1)
+    assert kinds(trained.decide()) == ["performance-degraded", "data-committed"]
+    assert trained.model.episodes == {}
+
+
+# --- what it waits for ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_an_episode_asks_for_says_once_that_it_waits_for_rows(trained):
+    trained.apply(version=2, gate=trained.model.spec.gate, rows=1000, fresh_rows=10)
+    drift = trained.drift()
+    for _ in range(3):
+        assert trained.decide() is None
+        trained.commit(2)
+
+    (said,) = trained.postponed
+    assert ([trigger.event for trigger in said.triggers], said.rows, said.needed) == ([drift], 0, 10)
+    assert said.reason == "10 new rows that show it are needed"
+    assert not said.starts_trace
+
+
+def test_what_it_waits_for_is_said_again_when_that_or_who_asks_is_another(trained):
+    trained.request()
+    run = trained.decide()
+    trained.drift()
+    trained.decide()
+    trained.verdict()
+    trained.decide()
+    trained.degrade()
+    trained.decide()
+    trained.decide()
+
+    assert [(len(said.triggers), said.reason) for said in trained.postponed] == [
+        (1, f"run {run.run} has no verdict yet"),
+        (1, "new rows that show it are needed"),
+        (2, "new rows that show it are needed"),
+    ]
+
+
+def test_a_run_that_nobody_but_rows_asks_for_waits_in_silence(trained):
+    trained.commit(3)
+
+    assert trained.decide() is None
+    assert trained.postponed == []
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------
@@ -529,7 +629,7 @@ def test_years_of_drift_and_new_rows_are_no_loop(trained):
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("commit"), st.integers(0, 60)),
-        st.sampled_from([("request",), ("drift",), ("resolve",), ("decide",), ("say",)]),
+        st.sampled_from([("request",), ("drift",), ("degrade",), ("resolve",), ("decide",), ("say",)]),
         st.tuples(st.just("verdict"), st.sampled_from(["rejected", "approval", "failed", "promoted"])),
     ),
     max_size=40,
@@ -552,7 +652,7 @@ def test_whatever_happens_runs_never_overlap_and_no_rows_are_forgotten(steps):
                 decided = decide(training.model, training.data, MAX_HOPS)
             case ("say",):
                 # Data has another key, so it may come in between; the log refuses what was overtaken by the own key.
-                under_way += len(decided)
+                under_way += sum(isinstance(event, TrainingStarted) for event in decided)
                 for event in decided:
                     training.hear(event)
                 decided = []

@@ -15,10 +15,10 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database
 from meguri_contracts.errors import PermanentError
 from meguri_contracts.events import (
+    OPENINGS,
     ApprovalRequested,
     DataCommitted,
     Deployed,
-    DriftDetected,
     Evaluation,
     Event,
     LoopBroken,
@@ -49,7 +49,7 @@ class Starter:
     @hears(
         SpecApplied,
         TrainingRequested,
-        DriftDetected,
+        *OPENINGS,
         TrainingFailed,
         RolloutChanged,
         PromotionRejected,

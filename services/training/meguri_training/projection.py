@@ -4,9 +4,9 @@ from sqlmodel import Session
 
 from meguri_chassis.log import Message
 from meguri_contracts.events import (
+    OPENINGS,
     ApprovalRequested,
     DataCommitted,
-    DriftDetected,
     EpisodeResolved,
     Event,
     LoopBroken,
@@ -15,6 +15,7 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
     TrainingFailed,
+    TrainingPostponed,
     TrainingRequested,
     TrainingStarted,
 )
@@ -31,8 +32,9 @@ HEARS = (
     RolloutChanged,
     PromotionRejected,
     ApprovalRequested,
-    DriftDetected,
+    *OPENINGS,
     EpisodeResolved,
+    TrainingPostponed,
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from meguri_contracts.events import (
+    AnomalyDetected,
     ApprovalRequested,
     DataCommitted,
     Deployed,
@@ -15,10 +16,12 @@ from meguri_contracts.events import (
     EpisodeResolved,
     Event,
     LoopBroken,
+    PerformanceDegraded,
     PromotionRejected,
     RolloutChanged,
     SpecApplied,
     TrainingFailed,
+    TrainingPostponed,
     TrainingRequested,
     TrainingStarted,
     Trigger,
@@ -28,6 +31,13 @@ from meguri_contracts.spec import ModelSpec
 
 MAX_TRIGGERS = 128
 """Triggers that a run remembers; as many as a span may have links."""
+
+SEEN = {
+    DriftDetected.kind(): "drift was seen",
+    PerformanceDegraded.kind(): "the answers have become worse",
+    AnomalyDetected.kind(): "something unusual was seen",
+}
+"""By kind of what begins an episode, how it is called when a run waits for rows that show it."""
 
 QUIET = 0.75
 """Seconds without new rows after which a storm of them is over."""
@@ -75,16 +85,21 @@ class Model(BaseModel):
     storm: Storm | None = None
     broken: LoopBroken | None = None
     """The loop that was broken since the last run was started."""
+    episodes: dict[str, str] = {}
+    """By trigger the episode that it began."""
+    postponed: tuple[str, ...] = ()
+    """Of which triggers and reasons it was said since the last run was started that a run for them waits."""
 
 
 def decide(model: Model, data: Data | None, max_hops: int) -> list[Event]:
     """Start a run if one is due and none is under way. Triggers that come meanwhile wait and are answered by one run.
 
     A run that would be a reaction to reactions, more than `max_hops` of them since anything came from outside, breaks the
-    loop instead; the chain of causes is left to who can look them up.
+    loop instead; the chain of causes is left to who can look them up. A run that an episode asks for and that has to wait is
+    said, once for the same reason.
     """
     if model.spec is None or data is None or why_not(model, data):
-        return []
+        return _postponed(model, data)
     triggers = _that_matter(model)
     if freshest(triggers).hops > max_hops:
         return [_broken(model, triggers, max_hops)]
@@ -150,10 +165,45 @@ def _unmet(model: Model, data: Data | None) -> str:
         return ""
     if retrain.rows is not None and new_rows >= retrain.rows:
         return ""
-    if retrain.drift and DriftDetected.kind() in kinds:
-        return "" if new_rows else "drift was seen, and new rows that show it have not arrived yet"
+    if wanting := _wanting(model):
+        return "" if new_rows >= retrain.fresh_rows else _unseen(wanting[-1], retrain.fresh_rows, new_rows)
     enough = f"{retrain.rows} are enough" if retrain.rows is not None else "new rows alone are no reason"
     return f"{new_rows} new rows since the last run, {enough}"
+
+
+def _unseen(wanting: Trigger, needed: int, rows: int) -> str:
+    seen = SEEN[wanting.kind]
+    if needed == 1:
+        return f"{seen}, and new rows that show it have not arrived yet"
+    return f"{seen}, and {needed} new rows that show it are needed: {rows} have arrived"
+
+
+def _wanting(model: Model) -> tuple[Trigger, ...]:
+    """The triggers that are episodes which ask for a new model."""
+    drift = model.spec is None or model.spec.retrain.drift
+    kinds = {kind for kind in SEEN if drift or kind != DriftDetected.kind()}
+    return tuple(trigger for trigger in model.triggers if trigger.kind in kinds)
+
+
+def _postponed(model: Model, data: Data | None) -> list[Event]:
+    """Say that an episode asks for a run and what that waits for, unless it was said. The number of rows is no other reason."""
+    wanting, spec = _wanting(model), model.spec
+    if spec is None or not wanting:
+        return []
+    needed = spec.retrain.fresh_rows if model.rows else max(spec.retrain.first_rows, spec.retrain.rows or 1)
+    if data and (model.running or model.tried):
+        reason = why_not(model, data)
+    else:
+        rows = "new rows" if needed == 1 else f"{needed} new rows"
+        reason = f"{rows} {'that show it' if model.rows else 'for the first run'} are needed"
+    if _said(wanting, reason) in model.postponed:
+        return []
+    fresh = data.total_rows - model.rows if data else 0
+    return [TrainingPostponed(model=model.name, triggers=wanting, rows=fresh, needed=needed, reason=reason)]
+
+
+def _said(triggers: Iterable[Trigger], reason: str) -> str:
+    return derived_id(reason, *(trigger.event for trigger in triggers))
 
 
 def evolve(model: Model, event: Event, event_id: str, time: datetime, hops: int = 0) -> Model:
@@ -165,16 +215,23 @@ def evolve(model: Model, event: Event, event_id: str, time: datetime, hops: int 
             return applied if same else _remember(applied, event, event_id, hops)
         case DataCommitted():
             return _remember(_with_storm(model, time), event, event_id, hops)
-        case TrainingRequested() | DriftDetected():
+        case TrainingRequested():
             return _remember(model, event, event_id, hops)
+        case DriftDetected() | PerformanceDegraded() | AnomalyDetected():
+            if event.action != "retrain":
+                return model
+            after = model.model_copy(update={"episodes": {**model.episodes, event_id: event.episode}})
+            return _remember(after, event, event_id, hops)
         case EpisodeResolved():
-            left = tuple(trigger for trigger in model.triggers if trigger.kind != DriftDetected.kind())
-            return model.model_copy(update={"triggers": left})
+            return _with_triggers(model, tuple(one for one in model.triggers if not _is_of(model, one, event)))
+        case TrainingPostponed():
+            said = _said(event.triggers, event.reason)
+            return model.model_copy(update={"postponed": (*model.postponed, said)})
         case TrainingStarted():
-            update = {"running": event.run, "rows": event.dataset_rows, "storm": None, "broken": None}
-            return model.model_copy(update=update | {"triggers": _after(model, event.triggers)})
+            update = {"running": event.run, "rows": event.dataset_rows, "storm": None, "broken": None, "postponed": ()}
+            return _with_triggers(model.model_copy(update=update), _after(model, event.triggers))
         case LoopBroken():
-            return model.model_copy(update={"broken": event, "triggers": _after(model, event.triggers)})
+            return _with_triggers(model.model_copy(update={"broken": event}), _after(model, event.triggers))
         case TrainingFailed() | PromotionRejected() | ApprovalRequested():
             return _ended(model, event.run)
         case RolloutChanged(plan=plan):
@@ -198,7 +255,20 @@ def _broken(model: Model, triggers: tuple[Trigger, ...], max_hops: int) -> LoopB
 
 def _remember(model: Model, event: Event, event_id: str, hops: int) -> Model:
     triggers = (*model.triggers, Trigger(event=event_id, kind=event.kind(), hops=hops))
-    return model.model_copy(update={"triggers": _fewer(triggers) if len(triggers) > MAX_TRIGGERS else triggers})
+    return _with_triggers(model, _fewer(triggers) if len(triggers) > MAX_TRIGGERS else triggers)
+
+
+def _with_triggers(model: Model, triggers: tuple[Trigger, ...]) -> Model:
+    kept = {trigger.event for trigger in triggers}
+    episodes = {event: episode for event, episode in model.episodes.items() if event in kept}
+    return model.model_copy(update={"triggers": triggers, "episodes": episodes})
+
+
+def _is_of(model: Model, trigger: Trigger, resolved: EpisodeResolved) -> bool:
+    """Whether a trigger began the episode that is over. Of those of before it is not known: there was one at a time."""
+    if trigger.event in model.episodes:
+        return model.episodes[trigger.event] == resolved.episode
+    return trigger.kind == DriftDetected.kind() and resolved.about == "drift"
 
 
 def _with_storm(model: Model, time: datetime) -> Model:

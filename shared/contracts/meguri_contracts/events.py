@@ -158,7 +158,7 @@ class Trigger(Part):
 
     event: EventId
     kind: str
-    """Of the event: `data-committed`, `drift-detected`, `training-requested`, `spec-applied`."""
+    """Of the event: `data-committed`, `training-requested`, `spec-applied`, or one that begins an episode."""
     hops: int = Field(default=0, ge=0)
     """Of the event: how many reactions lie between it and what came from outside."""
 
@@ -192,7 +192,8 @@ class TrainingStarted(Event):
 
     @property
     def starts_trace(self) -> bool:
-        return len(self.triggers) > 1 or any(trigger.kind == "drift-detected" for trigger in self.triggers)
+        of_episodes = {event.kind() for event in OPENINGS}
+        return len(self.triggers) > 1 or any(trigger.kind in of_episodes for trigger in self.triggers)
 
     def hops(self, cause: int) -> int:
         # What is fresh among the triggers makes the run a reaction to something new.
