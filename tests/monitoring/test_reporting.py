@@ -42,11 +42,7 @@ async def test_an_episode_s_report_tells_it_from_beginning_to_end(monitoring):
     assert event.samples
     assert all(id_ in report.text for id_ in event.samples)
     assert (data["status"], data["story"]["champion"]) == ("resolved", 2)
-    assert [one["kind"] for one in data["story"]["happened"]] == [
-        "drift-detected",
-        "rollout-changed",
-        "episode-resolved",
-    ]
+    assert [one["kind"] for one in data["story"]["happened"]] == ["drift-detected", "episode-resolved"]
     looked = data["story"]["looked"]
     assert len(looked) >= 2
     assert all(one["score"] > one["threshold"] for one in looked[:2])

@@ -103,12 +103,12 @@ def _add_line(session: Session, episode: str, event: Event, message: Message) ->
             kind=event.kind(),
             text=timeline.sentence(event),
             event=message.id,
-            trace=trace_of(message.headers),
+            trace=_trace_of(message.headers),
         )
     )
 
 
-def trace_of(headers: Mapping[str, str]) -> str:
+def _trace_of(headers: Mapping[str, str]) -> str:
     """Return the trace id of a W3C traceparent; empty without one."""
     parts = headers.get("traceparent", "").split("-")
     return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""

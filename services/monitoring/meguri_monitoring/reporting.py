@@ -12,13 +12,13 @@ from fastapi.responses import HTMLResponse
 from pydantic import Field, TypeAdapter
 from sqlmodel import Session, col, select
 
+from meguri_chassis.log import Message
 from meguri_chassis.projection import as_message
 from meguri_chassis.service import Service
 from meguri_chassis.store import JournalEntry, utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import episode_store, pages, store, story, tables, telling, timeline
-from meguri_monitoring.episode_projection import trace_of
 from meguri_monitoring.episode_store import EpisodeRow, EvidenceRow
 from meguri_monitoring.judging import Judged
 from meguri_monitoring.pages import Look
@@ -184,9 +184,15 @@ def _happened(session: Session, model: str, since: datetime) -> list[Happened]:
     )
     entries = session.exec(query.order_by(col(JournalEntry.sequence).desc()).limit(MOST)).all()
     return [
-        Happened(message.time, message.kind, timeline.sentence(message.event), trace_of(message.headers))
+        Happened(message.time, message.kind, timeline.sentence(message.event), _trace(message))
         for message in map(as_message, reversed(entries))
     ]
+
+
+def _trace(message: Message) -> str:
+    """The id of the trace in which an event was said; empty without one."""
+    _, _, rest = message.headers.get("traceparent", "").partition("-")
+    return rest.partition("-")[0]
 
 
 def _episode_report(told: Story, language: Language) -> EpisodeReport:
