@@ -6,7 +6,7 @@ from meguri_chassis.bus import Hearing
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
-from meguri_contracts.topology import REGISTRY_JUDGE, REGISTRY_ROLLOUTS
+from meguri_contracts.topology import REGISTRY_EPISODES, REGISTRY_JUDGE, REGISTRY_ROLLOUTS
 from meguri_registry import api, batch_store, handlers, projection, store
 from meguri_registry.settings import Settings
 
@@ -24,5 +24,6 @@ def build(settings: Settings | None = None) -> Service:
     )
     service.hear(Hearing(REGISTRY_JUDGE, [handlers.judge], together=16))
     service.hear(Hearing(REGISTRY_ROLLOUTS, [handlers.watch]))
+    service.hear(Hearing(REGISTRY_EPISODES, [handlers.go_back]))
     service.app.include_router(api.routes(service))
     return service

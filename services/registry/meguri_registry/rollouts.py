@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 from meguri_contracts.errors import Conflict, Invalid
 from meguri_contracts.events import (
+    AnomalyDetected,
     Arm,
     Canary,
     Deployed,
+    DriftDetected,
     Event,
     Judged,
+    PerformanceDegraded,
     Plan,
     Role,
     RolloutChanged,
@@ -22,6 +25,7 @@ from meguri_contracts.events import (
 from meguri_contracts.spec import CanaryPolicy, TrialPolicy
 from meguri_registry.models import Model
 
+Opening = DriftDetected | PerformanceDegraded | AnomalyDetected
 _VERDICTS: dict[Role, str] = {"champion": "promoted", "canary": "canary", "arm": "A/B test"}
 
 NOTHING = 1e-9
@@ -37,6 +41,18 @@ def promote(model: Model, version: Deployed, actor: str, reason: str, *, back: b
     if plan and plan.champion.version == version.version and not plan.challengers:
         return []
     return [changed(model, crowned(plan, version), reason=reason, actor=actor, back=back)]
+
+
+def is_to_go_back(model: Model, episode: Opening) -> bool:
+    """Whether an episode asks for the champion before, and is about the one that serves."""
+    return episode.action == "rollback" and model.champion is not None and model.champion.version == episode.version
+
+
+def go_back(model: Model, before: Deployed, episode: Opening) -> list[Event]:
+    """Make the champion before champion again because of an episode; a canary or an A/B test ends with that."""
+    what = episode.text or "it is no longer as it was"
+    reason = f"rollback: an episode of {episode.about} of version {episode.version} asks for it: {what}"
+    return promote(model, before, "registry", reason, back=True)
 
 
 def end(model: Model, actor: str, reason: str) -> list[Event]:
