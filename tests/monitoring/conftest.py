@@ -92,6 +92,11 @@ class Monitoring:
 
     async def watch(self) -> None:
         """Apply a spec with small windows, and roll version 1 out."""
+        await self.apply()
+        await self.roll_out(1)
+
+    async def apply(self, version: int = 1, **rule: Any) -> int:
+        """Apply a spec with small windows and whatever else its rule is to say; returns the event's sequence."""
         spec = {
             "model": self.model,
             "task": "classification",
@@ -102,10 +107,9 @@ class Monitoring:
             "target": "label",
             "estimator": {"name": "LogisticRegression"},
             "gate": "accuracy > 0",
-            "monitor": {"window_rows": WINDOW, "min_rows": 50, "windows": 2},
+            "monitor": {"window_rows": WINDOW, "min_rows": 50, "windows": 2} | rule,
         }
-        await self.wire.apply(ModelSpec.model_validate(spec))
-        await self.roll_out(1)
+        return await self.wire.apply(ModelSpec.model_validate(spec), version)
 
     async def roll_out(
         self,

@@ -1,0 +1,248 @@
+"""What a running service says of windows, of predictions that do not fit, and of silence."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from meguri_contracts.events import (
+    AnomalyDetected,
+    DriftDetected,
+    EpisodeAcknowledged,
+    EpisodeResolved,
+    NoticeSent,
+    PromotionRejected,
+    TrainingPostponed,
+    TrainingStarted,
+    Trigger,
+)
+from meguri_contracts.spec import ModelSpec
+from meguri_monitoring.episodes import CHANGED
+from meguri_monitoring.timeline import sentence
+from tests.conftest import until
+from tests.monitoring.conftest import WINDOW, Monitoring, message, monitoring_in, values
+from tests.services import name
+
+WATCHED = {"silence": 1}
+
+
+@pytest.fixture
+async def listening(broker, database_url, tmp_path) -> AsyncIterator[Monitoring]:
+    """A model whose silence is watched, on each kind of database."""
+    async with monitoring_in(tmp_path, broker, database_url, tmp_path / "artifacts", name("m")) as monitoring:
+        await monitoring.apply(**WATCHED)
+        await monitoring.roll_out(1)
+        yield monitoring
+
+
+async def predict(monitoring: Monitoring, rows: int = 1, **given: Any) -> int:
+    now = datetime.now(UTC)
+    return await monitoring.predict(message(monitoring.model, values(rows, 1), time=now, **given))
+
+
+async def drift(monitoring: Monitoring) -> DriftDetected:
+    await monitoring.predict(*(message(monitoring.model, values(WINDOW, seed, moved=3.0)) for seed in (1, 2)))
+    (detected,) = await monitoring.said(DriftDetected)
+    return detected
+
+
+async def shown(monitoring: Monitoring, episode: str, lines: int = 1) -> dict[str, Any]:
+    """An episode once it has so many lines."""
+
+    async def enough() -> dict[str, Any] | None:
+        answer = await monitoring.http.get(f"/episodes/{episode}")
+        found = answer.json() if answer.status_code == 200 else {"timeline": []}
+        return found if len(found["timeline"]) >= lines else None
+
+    return await until(enough, f"{lines} lines")
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+async def test_silence_is_told_once_and_over_with_the_next_prediction(listening):
+    await predict(listening)
+    (silent,) = await listening.said(AnomalyDetected)
+    assert (silent.about, silent.expected, silent.version, silent.action) == ("silence", 1, 1, "notify")
+    assert silent.value >= 1
+    assert silent.text.startswith("no prediction was asked for since ")
+
+    await predict(listening)
+    (over,) = await listening.said(EpisodeResolved)
+    assert (over.episode, over.about, over.reason) == (silent.episode, "silence", "predictions are asked for again")
+
+    _, again = await listening.said(AnomalyDetected, 2)
+    assert again.episode != silent.episode
+
+
+async def test_silence_that_began_before_a_restart_is_told_after_it(broker, database_url, tmp_path):
+    model, artifacts = name("m"), tmp_path / "artifacts"
+    async with monitoring_in(tmp_path, broker, database_url, artifacts, model) as monitoring:
+        await monitoring.apply(silence=3600)
+        await monitoring.roll_out(1)
+        long_ago = datetime.now(UTC) - timedelta(seconds=3590)
+        await monitoring.predict(message(model, values(WINDOW, 1), time=long_ago))
+        await monitoring.windows(1)
+        assert await monitoring.wire.said(AnomalyDetected, model) == []
+
+    async with monitoring_in(tmp_path, broker, database_url, artifacts, model) as monitoring:
+        (silent,) = await monitoring.said(AnomalyDetected)
+    assert silent.value >= 3600
+
+
+async def test_two_replicas_tell_a_silence_once(listening, broker, database_url, tmp_path):
+    other = monitoring_in(tmp_path / "other", broker, database_url, tmp_path / "artifacts", listening.model)
+    async with other:
+        await predict(listening)
+        (silent,) = await listening.said(AnomalyDetected)
+        await predict(listening)
+        await listening.said(EpisodeResolved)
+        first, second = await listening.said(AnomalyDetected, 2)
+
+    assert first == silent
+    assert second.episode != first.episode
+    assert len(await listening.wire.said(AnomalyDetected, listening.model)) == 2
+
+
+async def test_silence_is_not_told_unless_the_spec_asks_and_is_when_it_does(listening):
+    await listening.apply(2)
+    await predict(listening, WINDOW)
+    await listening.windows(1)
+    assert await listening.wire.said(AnomalyDetected, listening.model) == []
+
+    await listening.apply(3, **WATCHED)
+    await listening.said(AnomalyDetected)
+
+
+async def test_what_the_spec_no_longer_has_watched_is_over(listening):
+    await predict(listening)
+    (silent,) = await listening.said(AnomalyDetected)
+    await listening.apply(2)
+
+    (over,) = await listening.said(EpisodeResolved)
+    assert (over.episode, over.reason) == (silent.episode, CHANGED)
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+async def test_predictions_that_do_not_fit_are_told_once_until_windows_fit_again(monitoring):
+    model = monitoring.model
+    odd = [message(model, values(3, seed), x=[1.0] * 3, z=[2.0] * 3) for seed in (1, 2)]
+    last = await monitoring.predict(*odd)
+    (refused,) = await monitoring.said(AnomalyDetected)
+    assert (refused.about, refused.value, refused.action) == ("schema", 3, "notify")
+    assert refused.text.startswith("predictions do not fit what the model was trained on: ")
+
+    async def both_set_aside() -> bool:
+        return [sequence for sequence, _ in await monitoring.dead_letters()] == [last - 1, last]
+
+    await until(both_set_aside, "two dead letters")
+    await monitoring.predict(*(message(model, values(WINDOW, seed)) for seed in (3, 4)))
+    (over,) = await monitoring.said(EpisodeResolved)
+    assert (over.episode, over.reason) == (refused.episode, "all predictions fit again for 2 windows in a row")
+    assert len(await monitoring.wire.said(AnomalyDetected, model)) == 1
+
+
+# --- what happened in an episode --------------------------------------------------------------------------------------
+
+
+async def test_an_episode_tells_what_it_led_to_in_the_order_of_the_log(monitoring):
+    detected = await drift(monitoring)
+    opened = (await monitoring.wire.heard(DriftDetected, monitoring.model))[0]
+    trigger = Trigger(event=opened.id, kind=opened.kind, hops=2)
+    other = Trigger(event="another", kind="data-committed")
+    waits = TrainingPostponed(
+        model=monitoring.model, triggers=(trigger,), rows=0, needed=1, reason="new rows that show it are needed"
+    )
+    spec = (await monitoring.wire.stored("MEGURI", f"meguri.events.spec-applied.{monitoring.model}"))[0]
+    started = TrainingStarted(
+        model=monitoring.model,
+        run="run-9",
+        spec=ModelSpec.model_validate_json(_spec_of(spec.data)),
+        spec_version=1,
+        dataset_version=3,
+        dataset_digest="d",
+        dataset_rows=700,
+        triggers=(trigger, other),
+    )
+    unrelated = started.model_copy(update={"run": "run-8", "triggers": (other,)})
+    rejected = PromotionRejected(model=monitoring.model, version=2, run="run-9", reason="the gate does not hold")
+    told = NoticeSent(
+        model=monitoring.model, episode=detected.episode, moment="opened", target="mailto://ada", subject="drift"
+    )
+    for event in (told, waits, unrelated, started, rejected):
+        await monitoring.wire.say(event)
+    await monitoring.wire.say(rejected.model_copy(update={"run": "run-8", "version": 3}))
+
+    episode = await shown(monitoring, detected.episode, 5)
+    assert [(line["kind"], line["text"]) for line in episode["timeline"]] == [
+        ("drift-detected", sentence(detected)),
+        ("notice-sent", "mailto://ada was told that it began."),
+        ("training-postponed", "A new model is wanted and waits: new rows that show it are needed."),
+        ("training-started", "Training began on 700 rows."),
+        ("promotion-rejected", "Version 2 was turned away: the gate does not hold."),
+    ]
+    assert episode["timeline"][0]["text"].startswith("It began: x is 3 standard deviations away from training; ")
+    assert (episode["timeline"][0]["event"], len(episode["timeline"][0]["trace"])) == (opened.id, 32)
+    assert (episode["run"], episode["state"]) == ("run-9", "opened")
+
+
+async def test_an_episode_keeps_what_its_windows_looked_like_until_it_has_ended(monitoring):
+    await monitoring.predict(message(monitoring.model, values(WINDOW, 7)))
+    detected = await drift(monitoring)
+    await monitoring.predict(*(message(monitoring.model, values(WINDOW, seed)) for seed in (3, 4, 5)))
+    await monitoring.said(EpisodeResolved)
+    await monitoring.windows(6)
+
+    async def whole() -> list[dict[str, Any]] | None:
+        found = (await monitoring.http.get(f"/episodes/{detected.episode}")).json()["evidence"]
+        return found if len(found) >= 4 else None
+
+    evidence = await until(whole, "the evidence")
+    assert [one["number"] for one in evidence] == [1, 2, 3, 4]
+    moved = [sum(found["moved"] for found in one["findings"] if found["about"] == "drift") for one in evidence]
+    assert moved == [1, 1, 0, 0]
+
+
+async def test_somebody_acknowledges_an_open_episode_once(monitoring):
+    detected = await drift(monitoring)
+    route = f"/episodes/{detected.episode}/acknowledge"
+    await shown(monitoring, detected.episode)
+    headers = {"Meguri-Actor": "ada", "Idempotency-Key": "one"}
+    answers = [
+        await monitoring.http.post(route, json={"note": "the lamp"}, headers=headers),
+        await monitoring.http.post(route, json={"note": "the lamp"}, headers=headers),
+        await monitoring.http.post(route, headers={"Meguri-Actor": "ben"}),
+    ]
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert {(one.json()["state"], one.json()["actor"], one.json()["note"]) for one in answers} == {
+        ("acknowledged", "ada", "the lamp")
+    }
+    (said,) = await monitoring.wire.said(EpisodeAcknowledged, monitoring.model)
+    assert (said.episode, said.about, said.actor, said.note) == (detected.episode, "drift", "ada", "the lamp")
+
+    await monitoring.roll_out(2)
+    await shown(monitoring, detected.episode, 3)
+    assert (await monitoring.http.post(route)).status_code == 409
+    assert (await monitoring.http.post(route, headers=headers)).status_code == 200
+    assert (await monitoring.http.post("/episodes/unknown/acknowledge")).status_code == 404
+
+
+async def test_episodes_are_found_by_what_they_are_about(monitoring):
+    detected = await drift(monitoring)
+    await shown(monitoring, detected.episode)
+    known = {"model": monitoring.model}
+
+    (found,) = (await monitoring.http.get("/episodes", params=known | {"about": "drift"})).json()
+    assert (found["episode"], found["subject"], found["action"]) == (detected.episode, "x", "retrain")
+    assert (await monitoring.http.get("/episodes", params=known | {"about": "silence"})).json() == []
+    assert (await monitoring.http.get("/episodes", params={"about": "nothing"})).status_code == 422
+
+
+def _spec_of(applied: bytes) -> bytes:
+
+    return json.dumps(json.loads(applied)["spec"]).encode()
