@@ -130,13 +130,10 @@ def tell(session: Session, row: EpisodeRow) -> Story:
 def tell_days(session: Session, model: str, since: datetime, until: datetime, scan: Scan) -> Days:
     """Return what was with a model from one time to another. Raises NotFound for one that nothing is known of."""
     state, versions = store.state(session, model), store.versions(session, model)
-    if state.champion is None and not versions:
+    known = episode_store.found(session, model, open_only=False)
+    if state.champion is None and not versions and not known:
         raise NotFound(f"nothing is known of a model {model!r} here")
-    rows = [
-        row
-        for row in episode_store.found(session, model, open_only=False)
-        if row.resolved is None or utc(row.resolved) >= since
-    ]
+    rows = [row for row in known if row.resolved is None or utc(row.resolved) >= since]
     answered = {row.version: _volume(scan(row.version), since, until) for row in reversed(versions)}
     span = (until - since) / SPANS
     volume = [

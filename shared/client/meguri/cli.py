@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import keeping, labelling, operating, scoring, serving, show, traces
+from meguri import keeping, labelling, operating, scoring, serving, show, traces, watching
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -135,16 +135,6 @@ def rollback(model: Model, reason: Reason = "asked for by hand", as_json: Json =
 
 @app.command()
 @answer
-def episodes(
-    model: Annotated[str | None, typer.Argument(help="Of one model only.")] = None, as_json: Json = False
-) -> None:
-    """Episodes of drift: when they began and ended, which feature, which producer."""
-    with Meguri() as meguri:
-        give(as_json, meguri.episodes(model), show.episodes)
-
-
-@app.command()
-@answer
 def why(
     prediction: Annotated[str, typer.Argument(help="Id of the prediction, as it stands in the answer.")],
     as_json: Json = False,
@@ -173,6 +163,7 @@ def trace(
     give(as_json, show.traces_as_data(drawn), lambda out, _: show.waterfalls(out, drawn))
 
 
+watching.add_to(app)
 serving.add_to(app)
 scoring.add_to(app)
 operating.add_to(app)

@@ -179,8 +179,22 @@ class Meguri:
         """A prediction as monitoring keeps it."""
         return self._ask("GET", "monitoring", f"/predictions/{prediction_id}")
 
-    def episodes(self, model: str | None = None) -> list[dict[str, Any]]:
-        return self._ask("GET", "monitoring", "/episodes", params={"model": model} if model else {})
+    def episodes(self, model: str | None = None, *, open_only: bool = False) -> list[dict[str, Any]]:
+        params = ({"model": model} if model else {}) | ({"open": True} if open_only else {})
+        return self._ask("GET", "monitoring", "/episodes", params=params)
+
+    def acknowledge(self, episode: str, note: str = "") -> dict[str, Any]:
+        """Say that somebody has seen an open episode."""
+        path = f"/episodes/{quote(episode, safe='')}/acknowledge"
+        return self._ask("POST", "monitoring", path, json={"note": note})
+
+    def report(self, path: str, **how: Any) -> bytes:
+        """A report of monitoring, as a page or as `format` says."""
+        return self._answer("GET", "monitoring", quote(path), params=how).content
+
+    def report_data(self, path: str, **how: Any) -> dict[str, Any]:
+        """A report as data."""
+        return self._ask("GET", "monitoring", quote(path), params=how | {"format": "json"})
 
     def why(self, prediction_id: str) -> dict[str, Any]:
         """Everything that led to a prediction: itself, the version that made it, and what that was made from."""

@@ -103,17 +103,6 @@ def model(out: Console, one: dict[str, Any]) -> None:
             out.print(f"version {version['version']}: {escape(version['reason'])}")
 
 
-def episodes(out: Console, found: Sequence[dict[str, Any]]) -> None:
-    for one in found:
-        end = f"resolved {one['resolved']}: {escape(one['reason'])}" if one["resolved"] else "[red]open[/]"
-        out.print(
-            f"{one['model']} version {one['version']}: {one['feature']} moved by {one['distance']:.2f} sd, "
-            f"{one['share']:.0%} of it from [bold]{escape(one['producer'])}[/]; since {one['opened']}, {end}"
-        )
-    if not found:
-        out.print("no episode yet")
-
-
 def why(out: Console, found: dict[str, Any]) -> None:
     prediction, version, lineage = found["prediction"], found["version"], found["lineage"]
     answer = prediction.get("label", prediction.get("prediction"))

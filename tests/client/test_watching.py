@@ -1,0 +1,91 @@
+"""Episodes and reports as an operator asks for them, against a running monitoring."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved
+from meguri_monitoring.app import build
+from meguri_monitoring.settings import Settings
+from tests.client.conftest import meguri, reachable
+from tests.monitoring.episodes_of import opening
+from tests.services import name
+
+
+@pytest.fixture
+async def model(own, own_broker, tmp_path, monkeypatch) -> AsyncIterator[str]:
+    """A model with an episode that is over and one that is open, at a monitoring that the commands find."""
+    model = name("m")
+    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/monitoring.db", var=tmp_path)
+    async with reachable(build(settings), monkeypatch.setenv) as http:
+        await own.say(opening(model, "e-1"))
+        await own.say(EpisodeResolved(model=model, version=3, episode="e-1", reason="version 4 [serves]"))
+        await own.say(opening(model, "e-2", "volume", subject="", producer="", share=0))
+        last = await own.say(opening(name("other"), "e-3"))
+        await http.get("/episodes", headers={"Meguri-After": str(last)})
+        yield model
+
+
+async def test_episodes_are_listed(model):
+    listed = await meguri("episodes", model)
+    still_open = await meguri("episodes", model, "--open", "--json")
+    everything = await meguri("episodes", "--json")
+
+    first, second = (line.split() for line in listed.out.splitlines()[1:3])
+    assert (first[:4], first[-1]) == (["e-2", model, "3", "volume"], "open")
+    assert second[:7] == ["e-1", model, "3", "drift", "brightness", "camera-b", "(94%)"]
+    assert "e-1 ended" in listed.out
+    assert "version 4 [serves]" in listed.out
+    assert [one["episode"] for one in still_open.data] == ["e-2"]
+    assert len(everything.data) == 3
+    assert (await meguri("episodes", name("m"))).out == "no episode yet\n"
+
+
+async def test_that_somebody_has_seen_an_episode_is_said(own, model):
+    seen = await meguri("ack", "e-2", "--note", "a [test] of load")
+    over = await meguri("ack", "e-1")
+    unknown = await meguri("ack", "e/9")
+
+    assert seen.out == f"episode e-2 of {model} was seen by ada: a [test] of load\n"
+    (said,) = await own.said(EpisodeAcknowledged, model)
+    assert (said.actor, said.note) == ("ada", "a [test] of load")
+    assert (over.code, unknown.code) == (1, 1)
+    assert "e-1" in over.error
+    assert len((over.error + unknown.error).splitlines()) == 2
+
+
+async def test_a_report_of_an_episode_is_told_in_short_and_written_whole(model, tmp_path):
+    told = await meguri("report", "e-1")
+    page, data = tmp_path / "e-1.html", tmp_path / "e-1.json"
+    written = await meguri("report", "e-1", "--output", page, "--language", "ja")
+    await meguri("report", "e-1", "--output", data, "--json")
+
+    assert f"The values of “brightness” that {model} receives" in told.out
+    assert "94% of it comes from “camera-b”." in told.out
+    assert "version 4 [serves]" in told.out
+    assert written.out == f"written to {page}\n"
+    assert "解消済み" in page.read_text()
+    assert json.loads(data.read_text()) == (await meguri("report", "e-1", "--json")).data
+
+
+async def test_a_report_of_a_model_is_told_and_written(model, tmp_path):
+    page = tmp_path / "week.html"
+    told = await meguri("report", model, "--days", 2)
+    await meguri("report", model, "--output", page)
+
+    assert f"{model} had 2 episodes in these 2 days; 1 still open." in told.out
+    assert "Report of 7 days" in page.read_text()
+
+
+async def test_what_cannot_be_reported_is_said_in_a_line(model, tmp_path):
+    unknown = await meguri("report", "nothing")
+    odd = await meguri("report", "no model/at all")
+    nowhere = await meguri("report", "e-1", "--output", tmp_path / "no/folder")
+    language = await meguri("report", "e-1", "--language", "tlh")
+
+    assert unknown.error == "meguri: there is neither an episode nor a watched model 'nothing': see `meguri episodes`\n"
+    assert "neither an episode" in odd.error
+    assert "No such file or directory" in nowhere.error
+    assert "'tlh' is not one of en, ja" in language.error
+    assert {one.code for one in (unknown, odd, nowhere, language)} == {1}
