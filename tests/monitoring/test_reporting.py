@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from meguri_contracts.events import DriftDetected, EpisodeResolved
+from meguri_contracts.events import DriftDetected, EpisodeResolved, Label, LabelsArrived
 from tests.conftest import until
 from tests.monitoring.conftest import message, values
 from tests.monitoring.episodes_of import KINDS, opening
@@ -98,6 +98,26 @@ async def test_a_model_s_report_has_its_episodes_and_how_much_it_answered(monito
         "episode-resolved",
     ]
     assert f'href="../../episodes/{event.episode}/report?language=ja"' in page
+
+
+async def test_a_model_s_report_has_its_quality_over_time(monitoring):
+    now = datetime.now(UTC)
+    for part, (hours, right) in enumerate(((30, 9), (6, 4))):
+        ids = [f"p-{part}-{number}" for number in range(10)]
+        time = now - timedelta(hours=hours)
+        await monitoring.predict(message(monitoring.model, values(10, part), ids=ids, time=time))
+        # The answer is 7 in all of them.
+        labels = [Label(prediction_id=id_, label=7 if place < right else 1) for place, id_ in enumerate(ids)]
+        await monitoring.wire.say(LabelsArrived(model=monitoring.model, labels=tuple(labels)))
+
+    async def measured() -> list[tuple[float, int]]:
+        report = (await monitoring.http.get(f"/models/{monitoring.model}/report?format=json&days=2")).json()
+        known = [(one["value"], one["rows"]) for one in report["days"]["quality"] if one["value"] is not None]
+        return known if sum(rows for _, rows in known) == 20 else []
+
+    assert await until(measured) == [(0.9, 10), (0.4, 10)]
+    page = (await monitoring.http.get(f"/models/{monitoring.model}/report?days=2")).text
+    assert "The share of right answers" in page
 
 
 async def test_what_is_not_there_has_no_report(monitoring):

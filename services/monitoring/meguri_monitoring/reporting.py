@@ -22,6 +22,7 @@ from meguri_monitoring import episode_store, pages, store, story, tables, tellin
 from meguri_monitoring.episode_store import EpisodeRow, EvidenceRow
 from meguri_monitoring.judging import Judged
 from meguri_monitoring.pages import Look
+from meguri_monitoring.score_store import ScoredRow
 from meguri_monitoring.settings import Settings
 from meguri_monitoring.story import Amount, Days, Happened, Story
 from meguri_monitoring.wording import Language
@@ -30,6 +31,8 @@ SPANS = 28
 """Parts into which the days of a report are cut: six hours of a week."""
 MOST = 200
 """Of what happened in these days, the latest."""
+MANY = 10_000
+"""Rows read at once."""
 TOLD_APART = ("notice-sent", "notice-failed")
 """What the episodes' own reports tell, and a week's does not."""
 NOTHING_FROM_OUTSIDE = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
@@ -140,6 +143,7 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
         Amount(since + number * span, float(sum(parts[number] for parts in answered.values())))
         for number in range(SPANS)
     ]
+    quality, metric = _quality(session, model, since, until)
     return Days(
         model=model,
         since=since,
@@ -147,6 +151,8 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
         champion=state.champion,
         episodes=[tell(session, row) for row in rows],
         volume=volume,
+        metric=metric,
+        quality=quality,
         versions={version: sum(parts) for version, parts in answered.items() if any(parts)},
         happened=_happened(session, model, since),
     )
@@ -169,6 +175,29 @@ def _volume(rows: pl.LazyFrame | None, since: datetime, until: datetime) -> list
     for place, count in found.iter_rows():
         counts[min(int(place), SPANS - 1)] += int(count)
     return counts
+
+
+def _quality(session: Session, model: str, since: datetime, until: datetime) -> tuple[list[Amount], str]:
+    """Return the mean score of the answers in each span of time as far as labels have come, and what it is called.
+
+    Scores of a regression are minus its errors.
+    """
+    span = (until - since) / SPANS
+    rows, sums = [0] * SPANS, [0.0] * SPANS
+    query = select(ScoredRow.time, ScoredRow.score).where(
+        ScoredRow.model == model, col(ScoredRow.shadow).is_(False), ScoredRow.time >= since, ScoredRow.time < until
+    )
+    for time, score in session.connection().execute(query).yield_per(MANY):
+        place = min((utc(time) - since) // span, SPANS - 1)
+        rows[place] += 1
+        sums[place] += score
+    is_error = any(total < 0 for total in sums)
+    sign = -1 if is_error else 1
+    amounts = [
+        Amount(since + place * span, sign * sums[place] / rows[place] if rows[place] else None, rows[place])
+        for place in range(SPANS)
+    ]
+    return amounts, "mae" if is_error else "accuracy"
 
 
 def _happened(session: Session, model: str, since: datetime) -> list[Happened]:
