@@ -54,13 +54,14 @@ def message(
     *,
     ids: Sequence[str] | None = None,
     role: str | None = None,
+    entity: str = "customer-7",
     time: datetime = datetime(2026, 5, 1, tzinfo=UTC),
     answer: Mapping[str, Sequence[Any]] | None = None,
     **columns: Any,
 ) -> bytes:
     """Predictions as inference publishes them; without a role, as a replica does that knows of none."""
     n = len(rows)
-    details = {"_entity": ["customer-7"] * n, "_role": [role] * n, "_latency": [1500] * n} if role else {}
+    details = {"_entity": [entity] * n, "_role": [role] * n, "_latency": [1500] * n} if role else {}
     table = pa.table(
         {
             "prediction_id": ids or [name("p") for _ in range(n)],
@@ -90,9 +91,9 @@ class Monitoring:
     folder: Path
     model: str
 
-    async def watch(self) -> None:
-        """Apply a spec with small windows, and roll version 1 out."""
-        await self.apply()
+    async def watch(self, **rule: Any) -> None:
+        """Apply a spec with small windows and whatever else its rule is to say, and roll version 1 out."""
+        await self.apply(**rule)
         await self.roll_out(1)
 
     async def apply(self, version: int = 1, **rule: Any) -> int:

@@ -43,13 +43,12 @@ class Detector:
         """`relative` for a regression, where a loss is a share of the error before."""
         self.rule = rule
         self.relative = relative
-        self.labels = 0
         self.before = Part()
         """The beginning that is compared with; empty until the first change."""
         self.worse = False
         """Whether the last change was one for the worse, compared with that beginning."""
         self._adwin: Any = ADWIN(delta=rule.delta)  # type: ignore[no-untyped-call]
-        self._total = 0.0
+        self._count, self._total = 0, 0.0
         self._numbers: deque[int] = deque(maxlen=KEPT)
         """Of the errors since the last change."""
         self._latest: deque[float] = deque(maxlen=rule.min_labels)
@@ -58,7 +57,6 @@ class Detector:
 
     def feed(self, error: float, number: int) -> None:
         """Take in the next error; `number` tells where it stands among all."""
-        self.labels += 1
         self._latest.append(error)
         if self._limit:
             self._follow(error, number)
@@ -77,12 +75,16 @@ class Detector:
         width = min(int(self._adwin.width), len(self._numbers))
         if not width:
             return Part()
-        return Part(width, self._mean_now() * width, self._numbers[-width], self._numbers[-1])
+        return Part(width, float(self._adwin.estimation) * width, self._numbers[-width], self._numbers[-1])
 
     @property
     def degraded(self) -> bool:
-        """Whether it is worse by as much as the rule says, on enough labels."""
-        return self.worse and self.labels >= self.rule.min_labels and self._lost(self._mean_now()) >= self.rule.drop
+        """Whether it is worse by as much as the rule says.
+
+        Since the last change there must be enough errors: right after one, ADWIN has kept but a few.
+        """
+        enough = self.now.count >= self.rule.min_labels
+        return self.worse and enough and loss(self.before.mean, self.now.mean, relative=self.relative) >= self.rule.drop
 
     def is_back(self, before: float) -> bool:
         """Whether the latest errors are near a mean error of before: within half of the drop that the rule allows."""
@@ -94,6 +96,7 @@ class Detector:
     def _follow(self, error: float, number: int) -> None:
         bounded = min(error / self._limit, 1.0)
         self._numbers.append(number)
+        self._count += 1
         self._total += bounded
         self._adwin.update(bounded)
         if self._adwin.drift_detected:
@@ -103,18 +106,12 @@ class Detector:
         now = self.now
         dropped = [self._numbers.popleft() for _ in range(len(self._numbers) - now.count)]
         if dropped and not self.before.count:
-            self.before = Part(len(dropped), self._total - now.total, dropped[0], dropped[-1])
-        self._total = now.total
+            self.before = Part(self._count - now.count, self._total - now.total, dropped[0], dropped[-1])
+        self._count, self._total = now.count, now.total
         self.worse = now.mean > self.before.mean
         if not self.worse:
             # As good as at the beginning or better: what lies ahead is compared with what begins here.
             self.before = Part()
-
-    def _mean_now(self) -> float:
-        return float(self._adwin.estimation)
-
-    def _lost(self, now: float) -> float:
-        return loss(self.before.mean, now, relative=self.relative)
 
 
 def loss(before: float, now: float, *, relative: bool) -> float:
