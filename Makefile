@@ -56,7 +56,7 @@ down: ## Stop the containers; the volumes stay
 clean: ## Remove what was set up and built, but not var/
 	rm -rf .venv .tools build
 
-.venv/.ready: pyproject.toml uv.lock $(wildcard shared/*/pyproject.toml services/*/pyproject.toml) | $(UV)
+.venv/.ready: pyproject.toml uv.lock $(wildcard shared/*/pyproject.toml services/*/pyproject.toml examples/*/pyproject.toml) | $(UV)
 	@$(UV) sync --quiet --locked --all-packages --all-extras --all-groups --python $(PYTHON)
 	@touch $@
 

@@ -20,9 +20,10 @@ from meguri_contracts.topology import (
     PREDICTION_PREFIX,
     PREDICTIONS,
 )
-from meguri_monitoring import api, handlers, projection, reporting
+from meguri_monitoring import api, evaluator_api, handlers, projection, reporting
 from meguri_monitoring.concluding import Concluder
 from meguri_monitoring.counting import Counter
+from meguri_monitoring.evaluating import Evaluators
 from meguri_monitoring.measuring import Measurer
 from meguri_monitoring.notifying import Notifier
 from meguri_monitoring.performing import Performance
@@ -62,11 +63,15 @@ def build(settings: Settings | None = None) -> Service:
         measurer=Measurer(database, decider),
         performance=Performance(database, decider, settings.data_url),
     )
+    evaluators = Evaluators(
+        log=service.log, database=database, projection=tables, decider=decider, data_url=settings.data_url
+    )
 
     def kept(models: Collection[str]) -> None:
         """Predictions of these came into the tables."""
         scorer.look(models)
         concluder.heard(models)
+        evaluators.look(models)
 
     references = References(log=service.log, database=database, projection=tables, artifacts=artifacts)
     queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
@@ -91,12 +96,14 @@ def build(settings: Settings | None = None) -> Service:
     service.once_connected(counter.run)
     service.once_connected(concluder.run)
     service.once_connected(scorer.run)
+    service.once_connected(evaluators.run)
     service.reasons += [recorder.trouble, queue.trouble, concluder.trouble]
-    service.warnings += [scorer.trouble, notifier.trouble]
+    service.warnings += [scorer.trouble, evaluators.trouble, notifier.trouble]
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
     service.hear(Hearing(MONITORING_LABELS, [scorer.take]))
     service.hear(Hearing(MONITORING_NOTICES, [notifier.tell], together=NOTICES_TOGETHER))
     service.app.include_router(api.routes(service, scorer))
+    service.app.include_router(evaluator_api.routes(service, evaluators))
     service.app.include_router(reporting.routes(service, settings))
     return service

@@ -1,0 +1,1 @@
+"""How many persons are in a frame: an example of an evaluator."""

@@ -1,0 +1,297 @@
+"""Evaluators: each prediction evaluated once, with its whole request, whatever happens to plug-ins and replicas."""
+
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+
+from meguri_chassis.artifacts import Artifacts
+from meguri_contracts.events import MeasuresRefilled
+from meguri_contracts.spec import ModelSpec
+from meguri_monitoring import measure_tables
+from tests.conftest import Broker, until
+from tests.monitoring.conftest import Monitoring, message, monitoring_in, values
+from tests.monitoring.test_killed import Replica
+from tests.services import name, wire
+
+PLUGIN = """
+from pathlib import Path
+
+import polars as pl
+
+HERE = Path(__file__).parent
+
+def evaluate(predictions):
+    if (HERE / "broken").exists():
+        raise ZeroDivisionError("nothing to divide by")
+    key = pl.col("prediction_id").str.replace(r":\\d+$", "").alias("key")
+    first = [pl.col("time").first(), pl.col("producer").first(), pl.col("x").round().first().alias("size")]
+    return predictions.group_by(key, maintain_order=True).agg(*first, pl.len().alias("rows"))
+
+def write(rows):
+    switch = HERE / "at_most"
+    return rows.filter(pl.col("size") <= int(switch.read_text())) if switch.exists() else rows
+"""
+ENTRY_POINTS = "[meguri.evaluators]\nsizes = sizes_plugin:evaluate\n[meguri.writers]\nsizes = sizes_plugin:write\n"
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An evaluator `sizes` that is installed: a row per request, with its number of rows and its rounded first value."""
+    folder = tmp_path / "plugins"
+    about = folder / "sizes_plugin-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sizes-plugin\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(ENTRY_POINTS)
+    (folder / "sizes_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.delitem(__import__("sys").modules, "sizes_plugin", raising=False)
+    return folder
+
+
+@asynccontextmanager
+async def evaluating(
+    broker: Broker, folder: Path, *, model: str = "", evaluators: tuple[str, ...] = ("sizes",), database_url: str = ""
+) -> AsyncIterator[Monitoring]:
+    url = database_url or f"sqlite:///{folder}/monitoring.db"
+    async with monitoring_in(folder, broker, url, folder / "artifacts", model or name("m")) as monitoring:
+        if not model:
+            await watch(monitoring, evaluators)
+        yield monitoring
+
+
+async def watch(monitoring: Monitoring, evaluators: tuple[str, ...] = ("sizes",)) -> None:
+    """Apply a spec that has the evaluators' sizes watched, and roll version 1 out."""
+    await monitoring.watch()
+    spec = {
+        "model": monitoring.model,
+        "task": "classification",
+        "dataset": {
+            "name": monitoring.model,
+            "columns": {"x": {"type": "number"}, "y": {"type": "number"}, "label": {"type": "integer"}},
+        },
+        "target": "label",
+        "estimator": {"name": "LogisticRegression"},
+        "gate": "accuracy > 0",
+        "monitor": {
+            "evaluators": [
+                {"evaluator": one, "numbers": ["size"], "baseline_rows": 100, "window_rows": 20} for one in evaluators
+            ]
+        },
+    }
+    await monitoring.wire.apply(ModelSpec.model_validate(spec), 2)
+
+
+def request(monitoring: Monitoring, rows: int = 2, *, size: float = 0.0, id_: str = "") -> tuple[str, bytes]:
+    """The id of a request, and its predictions."""
+    id_ = id_ or name("r")
+    x = np.full((rows, 2), size)
+    ids = [f"{id_}:{row}" for row in range(rows)] if rows > 1 else [id_]
+    return id_, message(monitoring.model, x, ids=ids, role="champion")
+
+
+def table(monitoring: Monitoring, evaluator: str = "sizes") -> pl.DataFrame:
+    rows = measure_tables.scan(measure_tables.table_uri(str(monitoring.folder / "data"), monitoring.model, evaluator))
+    if rows is None:
+        return pl.DataFrame(schema={"key": pl.String})
+    return rows.collect().sort("_sequence", maintain_order=True)
+
+
+async def evaluated(monitoring: Monitoring, count: int) -> list[str]:
+    """The keys in the table once there are as many."""
+    await until(lambda: table(monitoring).height >= count, f"{count} rows")
+    return table(monitoring)["key"].to_list()
+
+
+async def test_each_request_is_evaluated_once_and_in_the_order_of_the_stream(own_broker, tmp_path, plugin):
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        sent = [request(monitoring, rows) for rows in (2, 1, 12, 3)]
+        await monitoring.predict(*(body for _, body in sent))
+
+        assert await evaluated(monitoring, 4) == [id_ for id_, _ in sent]
+        assert table(monitoring)["rows"].to_list() == [2, 1, 12, 3]
+        assert table(monitoring)["_version"].to_list() == [1] * 4
+        state = (await monitoring.http.get(f"/models/{monitoring.model}/evaluators/sizes")).json()
+        assert (state["rows"], state["last"][0]["_left_out"]) == (4, 0)
+
+
+async def test_a_request_whose_rows_come_in_several_messages_is_evaluated_whole(own_broker, tmp_path, plugin):
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        ids = [f"r:{row}" for row in range(30)]
+        parts = [message(monitoring.model, values(10, 1), ids=ids[at : at + 10]) for at in (0, 10, 20)]
+        after = request(monitoring)
+        await monitoring.predict(*parts, after[1])
+
+        assert await evaluated(monitoring, 2) == ["r", after[0]]
+        assert table(monitoring)["rows"].to_list() == [30, 2]
+
+
+async def test_a_request_that_is_not_all_there_is_left_out_and_taken_in_by_a_replay(own_broker, tmp_path, plugin):
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        whole = request(monitoring)
+        await monitoring.predict(message(monitoring.model, values(1, 1), ids=["late:1"]), whole[1])
+        assert await evaluated(monitoring, 1) == [whole[0]]
+
+        again = request(monitoring)
+        await monitoring.predict(message(monitoring.model, values(1, 1), ids=["late:0"]), again[1])
+        await evaluated(monitoring, 2)
+        refilled = await replay(monitoring)
+
+        assert (refilled["rows"], refilled["written"]) == (3, 1)
+        assert sorted(table(monitoring)["key"]) == sorted([whole[0], again[0], "late"])
+
+
+async def test_a_replica_that_died_between_table_and_position_writes_nothing_twice(own_broker, tmp_path, plugin):
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        first = request(monitoring)
+        await monitoring.predict(first[1])
+        await evaluated(monitoring, 1)
+        await until(lambda: counted(monitoring, 1), "a baseline of one row")
+        model = monitoring.model
+    (tmp_path / "monitoring.db").rename(tmp_path / "before.db")
+    for beside in tmp_path.glob("monitoring.db-*"):
+        beside.unlink()
+    (tmp_path / "monitoring.db").write_bytes((tmp_path / "before.db").read_bytes())
+    async with evaluating(own_broker, tmp_path, model=model) as monitoring:
+        second = request(monitoring)
+        await monitoring.predict(second[1])
+        await evaluated(monitoring, 2)
+        await until(lambda: counted(monitoring, 2), "a baseline of two rows")
+    # The database as it was before the second request: as if killed after the table was written.
+    for beside in tmp_path.glob("monitoring.db*"):
+        beside.unlink()
+    (tmp_path / "before.db").rename(tmp_path / "monitoring.db")
+    async with evaluating(own_broker, tmp_path, model=model) as monitoring:
+        third = request(monitoring)
+        await monitoring.predict(third[1])
+
+        assert await evaluated(monitoring, 3) == [first[0], second[0], third[0]]
+        await until(lambda: counted(monitoring, 3), "a baseline of three rows")
+
+
+async def counted(monitoring: Monitoring, rows: int) -> bool:
+    state = (await monitoring.http.get(f"/models/{monitoring.model}/evaluators/sizes")).json()
+    return state["baseline_rows"] == rows
+
+
+@pytest.mark.timeout(300)
+async def test_a_replica_that_is_killed_again_and_again_evaluates_each_request_once(
+    own_broker, tmp_path, plugin, database_url
+):
+    chance = random.Random(11)
+    replica = Replica(own_broker, tmp_path, database_url)
+    sent: list[str] = []
+    async with wire(own_broker) as beside, httpx.AsyncClient(base_url=replica.url) as http:
+        monitoring = Monitoring(http, beside, Artifacts(f"file://{tmp_path}/artifacts"), tmp_path, name("m"))
+        with replica.living():
+            await until(replica.ready, "readiness", within=90)
+            await watch(monitoring)
+        for _ in range(3):
+            with replica.living():
+                await until(replica.ready, "readiness", within=90)
+                requests = [request(monitoring, chance.randint(1, 5)) for _ in range(20)]
+                sent += [id_ for id_, _ in requests]
+                await monitoring.predict(*(body for _, body in requests))
+                # From its first row on it may be killed at any step of the rest.
+                await evaluated(monitoring, len(sent) - 39)
+        with replica.living():
+            await until(replica.ready, "readiness", within=90)
+            assert await evaluated(monitoring, len(sent)) == sent
+            await until(lambda: counted(monitoring, len(sent)), "all rows in the baseline")
+
+
+async def test_two_replicas_write_each_row_once(own_broker, tmp_path, plugin, database_url):
+    async with (
+        evaluating(own_broker, tmp_path, database_url=database_url) as one,
+        evaluating(own_broker, tmp_path, model=one.model, database_url=database_url),
+    ):
+        sent = []
+        for _ in range(3):
+            requests = [request(one, 3) for _ in range(10)]
+            sent += [id_ for id_, _ in requests]
+            await one.predict(*(body for _, body in requests))
+            await evaluated(one, len(sent))
+
+        assert await evaluated(one, 30) == sent
+        await until(lambda: counted(one, 30), "all rows in the baseline")
+
+
+async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_broker, tmp_path, plugin, capsys):
+    about = plugin / "other-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[meguri.evaluators]\nother = other_plugin:evaluate\n")
+    (plugin / "other_plugin.py").write_text(PLUGIN.replace('"broken"', '"never"'))
+    (plugin / "broken").touch()
+    async with evaluating(own_broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
+        id_, body = request(monitoring)
+        await monitoring.predict(body)
+
+        warning = await until(lambda: warned(monitoring, "sizes"), "a warning")
+        assert "nothing to divide by" in warning
+        assert "Traceback" in (printed := capsys.readouterr().err)
+        assert "ZeroDivisionError" in printed
+        await until(lambda: table(monitoring, "other").height == 1, "the other's row")
+        (plugin / "broken").unlink()
+        assert await evaluated(monitoring, 1) == [id_]
+        await until(lambda: not_warned(monitoring), "the warning gone")
+
+
+async def test_an_unknown_evaluator_is_a_warning_that_names_those_that_are_installed(own_broker, tmp_path, plugin):
+    async with evaluating(own_broker, tmp_path, evaluators=("seizes", "sizes")) as monitoring:
+        id_, body = request(monitoring)
+        await monitoring.predict(body)
+
+        warning = await until(lambda: warned(monitoring, "seizes"), "a warning")
+        assert "no evaluator 'seizes' is installed; installed are: " in warning
+        assert "sizes" in warning.partition("installed are: ")[2]
+        assert await evaluated(monitoring, 1) == [id_]
+
+
+async def warned(monitoring: Monitoring, of: str) -> str | None:
+    warnings = (await monitoring.http.get("/health/ready")).json()["warnings"]
+    return next((one for one in warnings if f"evaluator {of} " in one), None)
+
+
+async def not_warned(monitoring: Monitoring) -> bool:
+    return not (await monitoring.http.get("/health/ready")).json()["warnings"]
+
+
+async def test_rows_that_a_writer_leaves_out_are_logged_and_a_replay_adds_them_once(
+    own_broker, tmp_path, plugin, capsys
+):
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        sent = [request(monitoring, size=size) for size in (0, 1, 2, 3)]
+        (plugin / "at_most").write_text("1")
+        await monitoring.predict(*(body for _, body in sent))
+        assert await evaluated(monitoring, 2) == [id_ for id_, _ in sent[:2]]
+        (error,) = [one for one in printed(capsys) if one["levelname"] == "ERROR"]
+        assert "4 rows in, 2 rows written" in error["message"]
+        assert [(left, trace) for left, trace in table(monitoring)["_left_out", "_trace"].unique().rows()] == [
+            (2, error["trace_id"])
+        ]
+
+        (plugin / "at_most").unlink()
+        first, second = await replay(monitoring), await replay(monitoring)
+
+        assert (first["rows"], first["written"], second["written"]) == (4, 2, 0)
+        assert sorted(table(monitoring)["key"]) == sorted(id_ for id_, _ in sent)
+        said = await monitoring.said(MeasuresRefilled, 2)
+        assert [(one.written, one.actor) for one in said] == [(2, "ada"), (0, "ada")]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+
+
+async def replay(monitoring: Monitoring) -> dict[str, Any]:
+    url = f"/models/{monitoring.model}/evaluators/sizes/replay"
+    return (await monitoring.http.post(url, headers={"Meguri-Actor": "ada"})).raise_for_status().json()
