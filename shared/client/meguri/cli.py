@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import keeping, labelling, operating, scoring, serving, show, traces, watching
+from meguri import evaluating, keeping, labelling, operating, scoring, serving, show, traces, watching
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -169,6 +169,7 @@ scoring.add_to(app)
 operating.add_to(app)
 keeping.add_to(app)
 labelling.add_to(app)
+evaluating.add_to(app)
 
 
 def main() -> None:

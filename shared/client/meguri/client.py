@@ -196,6 +196,16 @@ class Meguri:
         """A report as data."""
         return self._ask("GET", "monitoring", quote(path), params=how | {"format": "json"})
 
+    def evaluator(self, model: str, evaluator: str) -> dict[str, Any]:
+        """How far an evaluator has come with a model's predictions, its latest rows, and the latest windows of its numbers."""
+        return self._ask("GET", "monitoring", f"/models/{model}/evaluators/{evaluator}")
+
+    def evaluate(self, model: str, evaluator: str, *, since: datetime | None = None) -> dict[str, Any]:
+        """Have the predictions that are kept evaluated again, and what is missing added. Takes as long as there are many."""
+        params = {"since": since.isoformat()} if since else {}
+        path = f"/models/{model}/evaluators/{evaluator}/replay"
+        return self._ask("POST", "monitoring", path, params=params, timeout=LONG)
+
     def why(self, prediction_id: str) -> dict[str, Any]:
         """Everything that led to a prediction: itself, the version that made it, and what that was made from."""
         prediction = self.prediction(prediction_id)
