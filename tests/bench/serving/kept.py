@@ -92,7 +92,7 @@ async def _through(ours: Ours, model: Model, asked: Request, before: int) -> flo
 async def _arrived(ours: Ours, model: Model, rows: int) -> None:
     """Wait until monitoring has so many rows of a model, kept and counted. Raises NotMeasured when no more come."""
     have, since = -1, time.monotonic()
-    while (now := _rows_in_table(ours, model)) < rows or not await _counted(ours):
+    while (now := _rows_in_table(ours, model)) < rows or not await counted(ours):
         if now > have:
             have, since = now, time.monotonic()
         if time.monotonic() > since + PATIENCE:
@@ -108,7 +108,7 @@ def _rows_in_table(ours: Ours, model: Model) -> int:
     return int(sum(table.get_add_actions(flatten=True)["num_records"].to_pylist()))
 
 
-async def _counted(ours: Ours) -> bool:
+async def counted(ours: Ours) -> bool:
     """Return whether monitoring's windows have everything that the stream has."""
     migrations = Path(meguri_monitoring.__file__).parent / "migrations"
     with Database(f"sqlite:///{ours.var}/monitoring.db", migrations).read() as session:

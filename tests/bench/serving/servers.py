@@ -41,6 +41,10 @@ class Server:
         self.log = log
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def cpu(self) -> float:
         """Seconds of processor time that its processes took so far."""
         top = psutil.Process(self._process.pid)
