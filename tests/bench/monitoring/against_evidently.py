@@ -55,8 +55,7 @@ def agreement(folder: Path, count: int) -> Iterator[str]:
 
 def _columns(case: Path, said: dict[str, Any]) -> Iterator[dict[str, Any]]:
     reference, live = _read(case)
-    profile = ours.reference_of(reference)
-    mine = ours.drifted(profile, ours.profile(profile, live), ours.COMPATIBLE)
+    mine = ours.drifted(ours.reference_of(reference), live, ours.COMPATIBLE)
     for name, drifted in said["drifted"].items():
         method, score = said["methods"][name], said["scores"][name]
         yield {
@@ -72,8 +71,7 @@ def _columns(case: Path, said: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _seconds(folder: Path) -> float:
     reference, live = _read(folder)
     began = time.perf_counter()
-    profile = ours.reference_of(reference)
-    ours.drifted(profile, ours.profile(profile, live), ours.DEFAULT)
+    ours.judge(ours.reference_of(reference), live, ours.DEFAULT)
     return time.perf_counter() - began
 
 

@@ -93,8 +93,8 @@ def _watched(asked: tuple[int, int, int, float, int]) -> Watched:
     for _ in range(windows):
         means = STEADY * means + random.normal(0, WANDER * np.sqrt(1 - STEADY**2), NUMBERS + TEXTS)
         moving = means + shift * (np.arange(NUMBERS + TEXTS) == 0)
-        live = ours.profile(reference, _frame(random, rows, odds, moving))
-        moved.append(frozenset(n for n, yes in ours.drifted(reference, live, ours.DEFAULT).items() if yes))
+        judged = ours.judge(reference, _frame(random, rows, odds, moving), ours.DEFAULT)
+        moved.append(frozenset(one.subject for one in judged.findings if one.moved))
     return Watched(tuple(moved))
 
 

@@ -1,10 +1,14 @@
-"""Our side: profiles of a frame and what the rule says of each column."""
+"""Our side: profiles of frames, and what the rule says of each column."""
 
 import polars as pl
+import polars.selectors as cs
 
 from meguri_chassis.profiles import Profile, profile_of
+from meguri_contracts.events import Window
 from meguri_contracts.spec import Monitor
-from meguri_monitoring import drift
+from meguri_monitoring import judging, profiling
+from meguri_monitoring.judging import Judged
+from meguri_monitoring.profiling import Share
 
 DEFAULT = Monitor()
 COMPATIBLE = Monitor(rule="evidently")
@@ -12,21 +16,16 @@ COMPATIBLE = Monitor(rule="evidently")
 
 def reference_of(frame: pl.DataFrame) -> Profile:
     """Return what training would have written down of a frame."""
-    numbers = _numbers(frame)
-    return profile_of(numbers.columns, numbers.to_numpy())
+    numbers = frame.select(cs.numeric())
+    return profile_of(numbers.columns, numbers.to_numpy(), {text.name: text for text in frame.select(cs.string())})
 
 
-def profile(reference: Profile, frame: pl.DataFrame) -> Profile:
-    """Return the profile of live rows."""
-    live = reference.like()
-    live.update(_numbers(frame).to_numpy())
-    return live
+def judge(reference: Profile, frame: pl.DataFrame, rule: Monitor) -> Judged:
+    """Return what is said of live rows."""
+    shares = {"bench": Share(profiling.profile(reference, frame))}
+    return judging.judge(1, 0, Window(first=1, last=1, rows=frame.height), shares, reference, rule)
 
 
-def drifted(reference: Profile, live: Profile, rule: Monitor) -> dict[str, bool]:
-    """Return by column whether it has drifted; empty without enough rows."""
-    return {one.feature: one.drifted for one in drift.compare(reference, live, rule).features}
-
-
-def _numbers(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.select(pl.selectors.numeric())
+def drifted(reference: Profile, frame: pl.DataFrame, rule: Monitor) -> dict[str, bool]:
+    """Return by column whether its distribution has moved."""
+    return {one.subject: one.moved for one in judge(reference, frame, rule).findings if one.about == "drift"}
