@@ -20,7 +20,7 @@ from meguri_contracts.topology import (
     PREDICTION_PREFIX,
     PREDICTIONS,
 )
-from meguri_monitoring import api, evaluator_api, handlers, projection, reporting
+from meguri_monitoring import api, evaluator_api, handlers, projection, reporting, whatif_api
 from meguri_monitoring.concluding import Concluder
 from meguri_monitoring.counting import Counter
 from meguri_monitoring.evaluating import Evaluators
@@ -106,4 +106,5 @@ def build(settings: Settings | None = None) -> Service:
     service.app.include_router(api.routes(service, scorer))
     service.app.include_router(evaluator_api.routes(service, evaluators))
     service.app.include_router(reporting.routes(service, settings))
+    service.app.include_router(whatif_api.routes(service, references))
     return service

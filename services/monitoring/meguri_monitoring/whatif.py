@@ -1,218 +1,152 @@
-"""What would have become of a past episode under another rule or reference: recomputed from the predictions that are kept.
+"""What would have become of a past episode under another rule or another version's reference, beside what really happened.
 
-The rows are cut into windows, counted, judged and decided on by the functions that watch live. Nothing is written: databases
-are read, tables of predictions are read, events are looked at and thrown away.
+It is recomputed from the predictions that are kept; nothing is written, neither to the log nor to a database or a table.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from sqlmodel import Session
 
 from meguri_chassis.profiles import Profile
+from meguri_chassis.store import utc
 from meguri_contracts.errors import Invalid
-from meguri_contracts.events import OPENINGS, EpisodeResolved, EpisodeWorsened, Event
 from meguri_contracts.spec import EpisodeKind, Monitor
-from meguri_monitoring import concluding, counting, episodes, looks, windows
-from meguri_monitoring.counting import Counted
+from meguri_monitoring import episode_store, recomputing, store, tables, window_store
+from meguri_monitoring.episode_store import EpisodeRow
 from meguri_monitoring.judging import Judged
-from meguri_monitoring.looks import Look
-from meguri_monitoring.window_store import WindowRow
-from meguri_monitoring.windows import Part, Planner, Window
+from meguri_monitoring.predictions import SEQUENCE
+from meguri_monitoring.windows import Part
 
-KINDS: tuple[EpisodeKind, ...] = (*looks.OF_WINDOWS, "volume")
-"""Those that follow from windows alone."""
-_THRESHOLDS: Mapping[EpisodeKind, str] = {"missing": "missing", "categories": "categories", "volume": "volume"}
-"""By kind the field of a rule that is its threshold; of all others the distance."""
-
-Rows = Callable[[Part], pl.DataFrame]
-"""Gives the rows of the messages of a part, in the order of the stream."""
+BEFORE = 20
+"""Windows before the one that began the episode that are recomputed too."""
+MOST = 2000
+"""Windows that are recomputed at once."""
+AT_ONCE = 20_000
+"""Rows that are read at once, but for a larger part of a window."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a window says about the kind of the episode, and what followed from it."""
+class Past:
+    """What really happened: the episode, and the judged windows from before it until its end."""
 
-    number: int
+    episode: EpisodeRow
+    rule: Monitor
+    """As it is now."""
+    first: int
+    """Sequence with which the counting of the version's rows into windows began."""
     rows: int
-    began: str
-    ended: str
-    moved: bool | None
-    """None without a verdict."""
-    subject: str
-    """The worst, whether it moved or not."""
-    score: float
-    threshold: float
-    method: str
-    said: str = ""
-    """`opened`, `worsened` or `resolved`."""
+    """Counted into windows from there to the end."""
+    windows: tuple[Judged, ...]
+    length: int
+    """Of windows by time, in microseconds; 0 of those by rows."""
+
+    @property
+    def about(self) -> EpisodeKind:
+        return cast(EpisodeKind, self.episode.about)
+
+    @property
+    def last(self) -> int:
+        return self.windows[-1].window.last
 
 
-@dataclass(frozen=True)
-class Span:
-    """An episode that would have been."""
-
-    opened: str
-    """When the window ended that would have begun it; `resolved` that which would have ended it, empty if none would."""
-    resolved: str
-    number: int
-    """Of the window that would have begun it."""
-    subject: str
-    producer: str
-    share: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What would have been."""
-
-    episodes: tuple[Span, ...]
-    windows: tuple[Seen, ...]
-
-
-def changed(rule: Monitor, about: EpisodeKind, subject: str, asked: Mapping[str, Any]) -> Monitor:
-    """Return a rule with what is `asked` in place of its own: fields of it, and `threshold` for that of the kind.
-
-    Raises Invalid when that is no rule, or would change nothing.
-    """
-    wanted = {name: value for name, value in asked.items() if value is not None}
-    if "window_rows" in wanted:
-        wanted["window_seconds"] = None
-    threshold = wanted.pop("threshold", None)
-    if {**rule.model_dump(), **wanted}["rule"] == "evidently" and (threshold or "p_value" in wanted):
-        raise Invalid("the rule evidently has thresholds of its own: ask for a threshold or p-value with the rule meguri")
-    if threshold is not None:
-        wanted |= _threshold(rule, about, subject, threshold)
-    try:
-        return Monitor.model_validate({**rule.model_dump(), **wanted})
-    except ValidationError as error:
-        raise Invalid("; ".join(f"{one['loc'] or 'rule'}: {one['msg']}" for one in error.errors())) from error
-
-
-def whatif(
-    closed: Iterable[Window], rows: Rows, reference: Profile, rule: Monitor, *, version: int, about: EpisodeKind
-) -> Outcome:
-    """Judge windows in their order and say which episodes of a kind would have been.
-
-    Raises Invalid when the predictions do not have what the reference has.
-    """
-    return decided([judged(window, rows, reference, rule, version) for window in closed], rule, about)
-
-
-def cut(sequences: NDArray[np.int64], times: NDArray[np.int64], rule: Monitor) -> Iterator[Window]:
-    """Yield the windows that close, with all their parts; rows in the order of the stream, times in microseconds."""
-    planner, parts = Planner(), dict[int, tuple[Part, ...]]()
-    starts = np.flatnonzero(np.diff(sequences, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(sequences)], strict=True):
-        planned = windows.plan(planner, int(sequences[start]), times[start:end], rule)
-        planner = planned.planner
-        for window in planned.windows:
-            parts[window.key] = (*parts.get(window.key, ()), *window.parts)
-            if window.number is not None:
-                yield replace(window, parts=parts.pop(window.key))
-
-
-def judged(window: Window, rows: Rows, reference: Profile, rule: Monitor, version: int) -> Judged:
-    """Count a window part by part and hold it against a reference."""
-    parts = (counting.rows_of(rows(part), part, window.key, window.length) for part in window.parts)
-    row = WindowRow(
-        model="",
-        version=version,
-        rollout=0,
-        key=window.key,
-        length=window.length,
-        number=window.number,
-        first=window.first,
-        last=window.last,
-        rows=window.rows,
-        parts=window.planned,
-        late=0,
-    )
-    return counting.verdict(row, Counted.of([counting.counted(part, reference) for part in parts]), reference, rule)
-
-
-def decided(judged: Sequence[Judged], rule: Monitor, about: EpisodeKind) -> Outcome:
-    """Fold judged windows of one version through the state machine of episodes, as if it were champion all the time."""
-    state = episodes.State(model="whatif", champion=judged[0].version if judged else None)
-    seen: list[Seen] = []
-    spans: list[Span] = []
-    for at, window in enumerate(judged, 1):
-        now = datetime.fromisoformat(window.ended)
-        said = episodes.decide(state, judged[max(0, at - concluding.look_back(rule)) : at], rule, now)
-        for event in said:
-            state = episodes.evolve(state, event, time=now)
-        of_kind = [event for event in said if getattr(event, "about", None) == about]
-        seen.append(_seen(judged[:at], rule, about, of_kind))
-        for event in of_kind:
-            spans = _grown(spans, event, window)
-    return Outcome(tuple(spans), tuple(seen))
-
-
-def seen(judged: Sequence[Judged], rule: Monitor, about: EpisodeKind) -> tuple[Seen, ...]:
-    """Return what windows say that were judged live."""
-    return tuple(_seen(judged[:at], rule, about, ()) for at in range(1, len(judged) + 1))
-
-
-def _threshold(rule: Monitor, about: EpisodeKind, subject: str, threshold: float) -> dict[str, Any]:
-    if about in _THRESHOLDS:
-        return {_THRESHOLDS[about]: threshold}
-    methods = {name: method.model_dump() for name, method in rule.methods.items()}
-    if subject in methods:
-        methods[subject]["threshold"] = threshold
-    return {"distance": threshold, "methods": methods}
-
-
-def _seen(judged: Sequence[Judged], rule: Monitor, about: EpisodeKind, said: Sequence[Event]) -> Seen:
-    window = judged[-1]
-    worst = _worst_rate(judged, rule) if about == "volume" else _worst_finding(window, about)
-    words = {**dict.fromkeys(OPENINGS, "opened"), EpisodeWorsened: "worsened", EpisodeResolved: "resolved"}
-    return Seen(
-        number=window.number,
-        rows=window.window.rows,
-        began=window.began,
-        ended=window.ended,
-        said=", ".join(words[type(event)] for event in said),
-        **worst,
+def past(session: Session, episode: str) -> Past:
+    """Return what is known of an episode. Raises NotFound; Invalid for one that does not follow from windows."""
+    row = episode_store.episode(session, episode)
+    window = row.detected.get("window")
+    if row.about not in recomputing.KINDS or window is None:
+        raise Invalid(
+            f"an episode of {row.about} does not follow from windows of predictions: there is nothing to recompute"
+        )
+    known = window_store.since_rollout(session, row.model, row.version, window["first"], window["last"])
+    evidence = episode_store.evidence(session, episode)
+    end = evidence[-1].number if row.resolved and evidence else known[-1].number if known else None
+    kept = [one for one in known if one.number is not None and end is not None and one.number <= end]
+    if not kept:
+        raise Invalid("the windows of that time are no longer kept: there is nothing to recompute it from")
+    opened = next(one.number for one in kept if (one.first, one.last) == (window["first"], window["last"]))
+    return Past(
+        episode=row,
+        rule=store.rule(session, row.model),
+        first=kept[0].first,
+        rows=sum(one.rows for one in kept),
+        windows=tuple(one.verdict for one in kept if (one.number or 0) >= (opened or 0) - BEFORE),
+        length=kept[-1].length,
     )
 
 
-def _worst_finding(window: Judged, about: EpisodeKind) -> dict[str, Any]:
-    moved = window.moved(about)
-    found = [one for one in window.findings if one.about == about]
-    worst = moved[0] if moved else max(found, key=lambda one: one.score, default=None)
+def recompute(
+    past: Past, data_url: str, reference: Profile, reference_version: int, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what would have been, and what was. Raises Invalid."""
+    row = past.episode
+    rule = recomputing.changed(past.rule, past.about, row.subject, asked)
+    uri = tables.table_uri(data_url, row.model, row.version)
+    sequences, times = _times(uri, past)
+    since = past.windows[0].window.first
+    closed = [one for one in recomputing.cut(sequences, times, rule) if one.last >= since]
+    if len(closed) > MOST:
+        raise Invalid(f"{len(closed)} windows are more than the {MOST} that are recomputed at once")
+    outcome = recomputing.recomputed(
+        closed, _Rows(uri, sequences), reference, rule, version=row.version, about=past.about
+    )
+    fields = {name: getattr(rule, name) for name in Monitor.model_fields}
+    differs = {name: value for name, value in fields.items() if value != getattr(past.rule, name)}
     return {
-        "moved": bool(moved) if window.judged else None,
-        "subject": worst.subject if worst else "",
-        "score": worst.score if worst else 0.0,
-        "threshold": worst.threshold if worst else 0.0,
-        "method": worst.method if worst else "",
+        "episode": row.episode,
+        "model": row.model,
+        "version": row.version,
+        "about": past.about,
+        "changed": differs | ({"reference": reference_version} if reference_version != row.version else {}),
+        "happened": _happened(row) | {"windows": [asdict(one) for one in _seen(past.windows, past)]},
+        "would": [asdict(one) for one in outcome.episodes],
+        "windows": [asdict(one) for one in outcome.windows],
     }
 
 
-def _worst_rate(judged: Sequence[Judged], rule: Monitor) -> dict[str, Any]:
-    look: Look = looks.of_volume(judged[-concluding.look_back(rule) :], rule)[-1]
+def _seen(windows: Sequence[Judged], past: Past) -> Sequence[recomputing.Seen]:
+    return recomputing.seen(windows, past.rule, past.about)
+
+
+def _happened(row: EpisodeRow) -> dict[str, Any]:
     return {
-        "moved": look.moved,
-        "subject": look.subject,
-        "score": look.score,
-        "threshold": rule.volume or 0.0,
-        "method": "requests a second, as a ratio",
+        "opened": utc(row.opened).isoformat(),
+        "resolved": utc(row.resolved).isoformat() if row.resolved else "",
+        "reason": row.reason,
+        "subject": row.subject,
+        "producer": row.producer,
     }
 
 
-def _grown(spans: list[Span], event: Event, window: Judged) -> list[Span]:
-    match event:
-        case EpisodeResolved():
-            return [*spans[:-1], replace(spans[-1], resolved=window.ended)]
-        case EpisodeWorsened():
-            return spans
-        case _:
-            episode = episodes.opened(event)  # type: ignore[arg-type]
-            share, text = getattr(event, "share", 0.0), getattr(event, "text", "")
-            return [*spans, Span(window.ended, "", window.number, episode.subject, episode.producer, share, text)]
+def _times(uri: str, past: Past) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sequence and time of the rows that were counted, in the order of the stream."""
+    rows = tables.scan(uri)
+    if rows is None:
+        raise Invalid("the predictions of that time are no longer kept: there is nothing to recompute it from")
+    found = rows.filter(pl.col(SEQUENCE).is_between(past.first, past.last)).select(SEQUENCE, "time").collect()
+    found = found.sort(SEQUENCE, maintain_order=True)
+    if not past.length:
+        # The last message may go on into windows of after the episode.
+        found = found.head(past.rows)
+    return found[SEQUENCE].to_numpy(), found["time"].to_physical().to_numpy()
+
+
+class _Rows:
+    """Rows of parts that follow on each other, of which many are read at once."""
+
+    def __init__(self, uri: str, sequences: NDArray[np.int64]) -> None:
+        self._uri, self._sequences = uri, sequences
+        self._first, self._last = 0, -1
+        self._rows = pl.DataFrame()
+
+    def __call__(self, part: Part) -> pl.DataFrame:
+        if part.first < self._first or part.last > self._last:
+            enough = int(np.searchsorted(self._sequences, part.first)) + AT_ONCE
+            self._first = part.first
+            self._last = max(part.last, int(self._sequences[min(enough, len(self._sequences) - 1)]))
+            self._rows = tables.between(self._uri, self._first, self._last)
+        return self._rows

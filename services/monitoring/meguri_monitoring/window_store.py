@@ -259,6 +259,18 @@ def judged_windows(session: Session, model: str, limit: int, version: int | None
     return session.exec(query.order_by(col(WindowRow.id).desc()).limit(limit)).all()
 
 
+def since_rollout(session: Session, model: str, version: int, first: int, last: int) -> Sequence[WindowRow]:
+    """Return the judged windows of a version since the rollout to which the one from `first` to `last` belongs, oldest first.
+
+    Those that nobody needed are forgotten. Empty when that one is.
+    """
+    of_version = (WindowRow.model == model, WindowRow.version == version, col(WindowRow.judged).is_not(None))
+    window = select(WindowRow.rollout).where(*of_version, WindowRow.first == first, WindowRow.last == last)
+    rollout = session.exec(window.order_by(col(WindowRow.rollout).desc()).limit(1)).first()
+    query = select(WindowRow).where(*of_version, WindowRow.rollout == rollout)
+    return session.exec(query.order_by(col(WindowRow.number))).all()
+
+
 def mark_decided(session: Session, id_: int) -> None:
     """Say that it was concluded what follows from a window; now and then the oldest that nobody needs are forgotten."""
     row = session.get(WindowRow, id_)
