@@ -5,6 +5,7 @@ from meguri_contracts.events import DriftDetected, EpisodeResolved
 from meguri_contracts.spec import Monitor
 from meguri_contracts.topology import LOG
 from meguri_monitoring import recomputing
+from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, message, values
 
 
@@ -18,6 +19,13 @@ async def drifted(monitoring) -> str:
         await monitoring.predict(message(monitoring.model, rows[cut:], "camera-b"))
     (detected,) = await monitoring.said(DriftDetected)
     await monitoring.said(EpisodeResolved)
+
+    async def ended() -> bool:
+        windows = (await ask(monitoring, detected.episode))["happened"]["windows"]
+        return len(windows) == 8
+
+    # The window that ended it is kept with it a moment after that was said.
+    await until(ended, "eight windows of the episode")
     return detected.episode
 
 

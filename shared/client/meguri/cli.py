@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meguri import client as sdk
-from meguri import evaluating, keeping, labelling, operating, scoring, serving, show, traces, watching
+from meguri import evaluating, keeping, labelling, operating, scoring, serving, show, traces, watching, whatif
 from meguri.answering import Json, answer, fail, give
 from meguri.client import Meguri, Refused
 from meguri.provisioning import provision
@@ -170,6 +170,7 @@ operating.add_to(app)
 keeping.add_to(app)
 labelling.add_to(app)
 evaluating.add_to(app)
+whatif.add_to(app)
 
 
 def main() -> None:

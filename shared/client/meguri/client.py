@@ -206,6 +206,13 @@ class Meguri:
         path = f"/models/{model}/evaluators/{evaluator}/replay"
         return self._ask("POST", "monitoring", path, params=params, timeout=LONG)
 
+    def whatif(self, episode: str, **asked: Any) -> dict[str, Any]:
+        """What would have become of an episode under another rule; see GET /episodes/{episode}/whatif for what may be asked."""
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._ask(
+            "GET", "monitoring", f"/episodes/{quote(episode, safe='')}/whatif", params=params, timeout=LONG
+        )
+
     def why(self, prediction_id: str) -> dict[str, Any]:
         """Everything that led to a prediction: itself, the version that made it, and what that was made from."""
         prediction = self.prediction(prediction_id)
