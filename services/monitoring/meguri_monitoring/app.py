@@ -27,6 +27,7 @@ from meguri_monitoring.evaluating import Evaluators
 from meguri_monitoring.measuring import Measurer
 from meguri_monitoring.notifying import Notifier
 from meguri_monitoring.performing import Performance
+from meguri_monitoring.recent import Recent
 from meguri_monitoring.recording import NAME, Hooks, Recorder
 from meguri_monitoring.references import References
 from meguri_monitoring.scoring import Scorer
@@ -74,6 +75,7 @@ def build(settings: Settings | None = None) -> Service:
         evaluators.look(models)
 
     references = References(log=service.log, database=database, projection=tables, artifacts=artifacts)
+    recent = Recent()
     queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
     reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME)
     recorder = Recorder(
@@ -83,13 +85,19 @@ def build(settings: Settings | None = None) -> Service:
         database=database,
         projection=tables,
         references=references,
+        recent=recent,
         queue=queue,
         replica=settings.replica,
         data_url=settings.data_url,
         hooks=Hooks(kept=kept, refused=concluder.refused),
     )
     counter = Counter(
-        queue=queue, database=database, references=references, data_url=settings.data_url, judged=concluder.look
+        queue=queue,
+        database=database,
+        references=references,
+        recent=recent,
+        data_url=settings.data_url,
+        judged=concluder.look,
     )
     notifier = Notifier(log=service.log, database=database, projection=tables, decider=decider, settings=settings)
     service.follow(reader, recorder.run)

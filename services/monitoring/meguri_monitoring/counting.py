@@ -23,6 +23,7 @@ from meguri_monitoring.evidence import evidence
 from meguri_monitoring.judging import Judged
 from meguri_monitoring.predictions import SEQUENCE
 from meguri_monitoring.profiling import Share
+from meguri_monitoring.recent import Recent
 from meguri_monitoring.recording import Task
 from meguri_monitoring.references import References
 from meguri_monitoring.window_store import PartRow, WindowRow
@@ -74,9 +75,11 @@ class Counter:
         queue: WorkQueue,
         database: Database,
         references: References,
+        recent: Recent,
         data_url: str,
         judged: Callable[[], None],
     ) -> None:
+        self._recent = recent
         self._queue = queue
         self._database = database
         self._references = references
@@ -112,8 +115,7 @@ class Counter:
             parts = window_store.to_count(session, task.parts)
             rows = {row.id: row for row in window_store.windows(session, {part.window for part in parts})}
             rule = store.rule(session, task.model)
-        uri = tables.table_uri(self._data_url, task.model, task.version)
-        counted = count_parts(uri, [(part, rows[part.window]) for part in parts], reference)
+        counted = self._count_parts(task, [(part, rows[part.window]) for part in parts], reference)
         whole = {part.window: counted[part.id or 0] for part in parts if _is_whole(rows[part.window])}
         verdicts = [self._verdict(rows[id_], one, reference, rule) for id_, one in whole.items()]
         with self._database.write() as session:
@@ -124,6 +126,21 @@ class Counter:
         for id_ in dict.fromkeys([*(part.window for part in parts), *task.windows]):
             if id_ not in whole:
                 self._judge_if_complete(id_, reference, rule)
+
+    def _count_parts(
+        self, task: Task, parts: Sequence[tuple[PartRow, WindowRow]], reference: Profile
+    ) -> dict[int, Counted]:
+        """Return by id of each part what is in it."""
+        if not parts:
+            return {}
+        first, last = min(part.first for part, _ in parts), max(part.last for part, _ in parts)
+        rows = self._recent.between(task.model, task.version, first, last)
+        if rows is None:
+            rows = tables.between(tables.table_uri(self._data_url, task.model, task.version), first, last)
+        return {
+            part.id or 0: counted(rows_of(rows, part.part, window.key, window.length), reference)
+            for part, window in parts
+        }
 
     def _judge_if_complete(self, id_: int, reference: Profile, rule: Monitor) -> None:
         with self._database.read() as session:
@@ -159,17 +176,6 @@ def verdict(row: WindowRow, counted: Counted, reference: Profile, rule: Monitor)
         seconds=(ended - began) / SECOND,
         late=row.late,
     )
-
-
-def count_parts(uri: str, parts: Sequence[tuple[PartRow, WindowRow]], reference: Profile) -> dict[int, Counted]:
-    """Return by id of each part what is in it, from the table of a version. Raises NotYet."""
-    if not parts:
-        return {}
-    first, last = min(part.first for part, _ in parts), max(part.last for part, _ in parts)
-    rows = tables.between(uri, first, last)
-    return {
-        part.id or 0: counted(rows_of(rows, part.part, window.key, window.length), reference) for part, window in parts
-    }
 
 
 def counted(rows: pl.DataFrame, reference: Profile) -> Counted:

@@ -32,6 +32,7 @@ from meguri_contracts.topology import WINDOW_PREFIX
 from meguri_monitoring import episode_store, predictions, store, tables, window_store, windows
 from meguri_monitoring.predictions import ROLE, SHADOW, Batch
 from meguri_monitoring.profiling import require_fitting
+from meguri_monitoring.recent import Recent
 from meguri_monitoring.references import References
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Recorder:
         database: Database,
         projection: Projection,
         references: References,
+        recent: Recent,
         queue: WorkQueue,
         replica: str,
         data_url: str,
@@ -120,6 +122,7 @@ class Recorder:
         self._database = database
         self._projection = projection
         self._references = references
+        self._recent = recent
         self._queue = queue
         self._replica = replica
         self._data_url = data_url
@@ -212,6 +215,7 @@ class Recorder:
                 {batch: refused[batch.sequence] for batch in batches if batch.sequence in refused}, messages
             )
             kept = [batch for batch in batches if batch.sequence not in refused]
+            self._recent.add(messages[0].metadata.sequence.stream, last, kept)
             watched = {(one.model, one.version) for one in kept if await self._references.of(one.model, one.version)}
             self._untold += await asyncio.to_thread(self._plan, kept, watched, last)
             self._position = last

@@ -1,19 +1,25 @@
 """The Delta table of each model version that keeps its predictions, those that it made as a shadow included."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from meguri_contracts.errors import Invalid, TemporaryError
-from meguri_monitoring.predictions import CHAMPION, DETAIL_TYPES, ROLE, SEQUENCE, SHADOW, Batch
+from meguri_monitoring.predictions import CHAMPION, DETAIL_TYPES, ENTITY, ROLE, SEQUENCE, SHADOW, Batch
 
 COMPACT_EVERY = 100
 """Commits of a table between two compactions; an append costs more with every small file."""
 
+ROW_GROUP = 50_000
+"""Rows that are read together at least."""
+
 _WRITER = "predictions"
+_ALIKE = {"time", "model", "version", "producer", ENTITY, ROLE, SEQUENCE, "label"}
+"""Columns with few values. To look for those in a column of measurements costs more than all the rest of an append."""
 
 
 class TableBusy(TemporaryError):
@@ -116,10 +122,28 @@ def _append_new(table_uri: str, batches: Sequence[Batch]) -> int:
     marker = Transaction(_WRITER, max(batch.sequence for batch in fresh))
     properties = CommitProperties(app_transactions=[marker])
     mode = "merge" if added else None
-    write_deltalake(table, rows.to_arrow(), mode="append", schema_mode=mode, commit_properties=properties)
+    write_deltalake(
+        table,
+        rows.to_arrow(),
+        mode="append",
+        schema_mode=mode,
+        commit_properties=properties,
+        writer_properties=_written_as(tuple(columns | added)),
+    )
     if table.version() % COMPACT_EVERY == 0:
         table.optimize.compact()
     return rows.height
+
+
+@cache
+def _written_as(columns: tuple[str, ...]) -> WriterProperties:
+    alike = ColumnProperties(dictionary_enabled=True)
+    return WriterProperties(
+        compression="LZ4_RAW",
+        max_row_group_size=ROW_GROUP,
+        default_column_properties=ColumnProperties(dictionary_enabled=False),
+        column_properties={name: alike for name in columns if name in _ALIKE},
+    )
 
 
 def _opened(table_uri: str, like: pl.DataFrame) -> DeltaTable:
