@@ -1,0 +1,102 @@
+"""Work that any replica may do."""
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from meguri_chassis.work import WorkQueue
+from meguri_contracts.errors import TemporaryError
+from meguri_contracts.topology import MONITORING_WINDOWS, WINDOW_PREFIX
+from tests.conftest import until
+from tests.services import wire
+
+SUBJECT = f"{WINDOW_PREFIX}.m"
+
+
+@asynccontextmanager
+async def working(broker, do):
+    """A replica that does the work until the block is left."""
+    async with wire(broker) as beside:
+        task = asyncio.create_task(WorkQueue(lambda: beside.js, MONITORING_WINDOWS).work(do))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+async def queue(own_broker):
+    async with wire(own_broker) as beside:
+        yield WorkQueue(lambda: beside.js, MONITORING_WINDOWS)
+
+
+async def test_replicas_share_the_work_and_each_task_is_done_once(own_broker, queue):
+    done: dict[str, list[bytes]] = {"one": [], "other": []}
+    both_at_work = asyncio.Event()
+
+    def by(replica):
+        async def do(msg):
+            done[replica].append(msg.data)
+            if all(done.values()):
+                both_at_work.set()
+            await both_at_work.wait()
+
+        return do
+
+    async with working(own_broker, by("one")), working(own_broker, by("other")):
+        for number in range(10):
+            await queue.put(SUBJECT, b"%d" % number, {})
+        await until(lambda: sum(map(len, done.values())) == 10, "ten tasks")
+
+    assert sorted([*done["one"], *done["other"]]) == [b"%d" % number for number in range(10)]
+
+
+async def test_what_a_replica_had_in_hand_when_it_went_is_done_by_another(own_broker, queue):
+    begun, done = asyncio.Event(), []
+
+    async def never(_msg):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def do(msg):
+        done.append((msg.data, msg.metadata.num_delivered))
+
+    await queue.put(SUBJECT, b"task", {})
+    async with working(own_broker, never):
+        await begun.wait()
+    async with working(own_broker, do):
+        await until(lambda: done, "the task")
+
+    assert done == [(b"task", 2)]
+
+
+async def test_a_task_that_fails_comes_again_and_the_trouble_is_told_until_it_is_done(own_broker):
+    tries, seen = [], []
+
+    async def do(msg):
+        tries.append(msg.data)
+        if len(tries) == 1:
+            raise TemporaryError("the disk is away")
+
+    async with wire(own_broker) as beside:
+        queue = WorkQueue(lambda: beside.js, MONITORING_WINDOWS)
+        await queue.put(SUBJECT, b"task", {})
+        task = asyncio.create_task(queue.work(do))
+        seen.append(await until(queue.trouble, "trouble"))
+        await until(lambda: queue.trouble() is None, "no trouble")
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    assert tries == [b"task", b"task"]
+    assert "the disk is away" in seen[0]
+
+
+async def test_work_that_the_broker_does_not_take_is_a_temporary_error(queue, own_broker):
+    own_broker.kill()
+
+    with pytest.raises(TemporaryError, match="takes no work"):
+        await queue.put(SUBJECT, b"task", {})
