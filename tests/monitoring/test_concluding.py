@@ -82,7 +82,7 @@ async def test_silence_that_began_before_a_restart_is_told_after_it(broker, data
     async with monitoring_in(tmp_path, broker, database_url, artifacts, model) as monitoring:
         await monitoring.apply(silence=3600)
         await monitoring.roll_out(1)
-        long_ago = datetime.now(UTC) - timedelta(seconds=3590)
+        long_ago = datetime.now(UTC) - timedelta(seconds=3595)
         await monitoring.predict(message(model, values(WINDOW, 1), time=long_ago))
         await monitoring.windows(1)
         assert await monitoring.wire.said(AnomalyDetected, model) == []
