@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from meguri_chassis.log import Message, ce_headers, ce_value
+from meguri_contracts.errors import Malformed
 from meguri_contracts.events import BY_KIND, BY_TYPE, EVENTS, DataArrived, Event, ModelLoaded, TrainingRequested
 from meguri_contracts.names import derived_id
 
@@ -175,3 +176,13 @@ def test_a_bare_message_gets_its_id_from_the_stream_and_its_producer_from_the_bo
     assert (message.id, message.source, message.journey, message.time) == ("meguri-7", "plc", "meguri-7", NOW)
     assert not message.has_own_id
     assert message.event == DataArrived(dataset="d", records=(), producer="plc")
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize(("kind", "field"), [("drift-detected", "distance"), ("episode-worsened", "now")])
+def test_an_episode_with_a_number_that_no_table_can_keep_is_no_event(kind, field, number):
+    example = json.loads((EXAMPLES / f"{kind}.json").read_text())
+    body = json.dumps(example["body"] | {field: number}).encode()
+
+    with pytest.raises(Malformed, match=field):
+        _ = Message.of(example["subject"], example["headers"], body, 7, NOW).event

@@ -1,3 +1,4 @@
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -227,6 +228,15 @@ def test_what_is_told_is_that_of_the_last_window():
     assert said.inputs_moved is None
     (episode,) = state.episodes
     assert (episode.subject, episode.producer, episode.score) == ("spend", "shop", 1.4)
+
+
+@pytest.mark.parametrize("distance", [math.inf, math.nan])
+def test_a_distance_that_is_no_number_is_told_as_the_farthest(distance):
+    (said,), _ = story(moved(1, score=distance), moved(2, score=distance))
+
+    assert isinstance(said, DriftDetected)
+    assert said.distance == 1e9
+    assert DriftDetected.model_validate_json(said.model_dump_json()) == said
 
 
 def test_answers_that_change_without_the_inputs_say_so():

@@ -371,6 +371,14 @@ def test_what_it_waits_for_is_said_again_when_that_or_who_asks_is_another(traine
     ]
 
 
+def test_a_run_waits_in_words_where_another_dataset_has_fewer_rows_than_the_one_before(trained):
+    trained.drift()
+    trained.data = Data(version=1, digest="of another", total_rows=5)
+    trained.decide()
+
+    assert [said.rows for said in trained.postponed] == [0]
+
+
 def test_a_run_that_nobody_but_rows_asks_for_waits_in_silence(trained):
     trained.commit(3)
 

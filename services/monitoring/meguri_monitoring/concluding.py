@@ -137,8 +137,13 @@ class Concluder:
             await self._conclude_from(rows[len(quiet) :][:1])
         now = datetime.now(UTC)
         for model in sorted(self._heard | {model for model, due in self._due.items() if due <= now}):
-            await self._listen(model)
+            # Before: what is heard meanwhile is looked at once more.
             self._heard.discard(model)
+            try:
+                await self._listen(model)
+            except Exception:
+                self._heard.add(model)
+                raise
 
     async def _conclude_from(self, rows: Sequence[tuple[WindowRow, int]]) -> None:
         for row, hops in rows:

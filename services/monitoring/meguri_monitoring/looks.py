@@ -1,5 +1,6 @@
 """What was seen of one subject in one respect at one time, and the event that begins an episode about it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ INPUTS: tuple[EpisodeKind, ...] = ("drift", "missing", "categories")
 """Kinds that are about what goes into a model."""
 OF_WINDOWS: tuple[EpisodeKind, ...] = (*INPUTS, "prediction")
 """Kinds that follow from the findings of windows. The inputs first: whether they moved is said of the answers."""
+FARTHEST = 1e9
+"""The largest distance that is told."""
 LEAST_RATE = 1e-6
 """Predictions a second that none is counted as where rates are compared."""
 
@@ -101,9 +104,9 @@ def of_window(window: Judged, about: EpisodeKind) -> Look:
     return replace(
         look,
         subject=worst.subject,
-        value=worst.score if worst.wasserstein is None else worst.wasserstein,
-        ks=min(1.0, abs(worst.score if worst.ks is None else worst.ks)),
-        p_value=1.0 if worst.p_value is None else worst.p_value,
+        value=_kept(worst.score if worst.wasserstein is None else worst.wasserstein),
+        ks=min(1.0, _kept(worst.score if worst.ks is None else worst.ks)),
+        p_value=1.0 if worst.p_value is None or math.isnan(worst.p_value) else worst.p_value,
         drifted=tuple(one.subject for one in moved[:NAMED]),
         producer=culprit.producer,
         share=culprit.share,
@@ -111,6 +114,11 @@ def of_window(window: Judged, about: EpisodeKind) -> Look:
         traces=culprit.traces,
         text=sentences.moved(moved, culprit),
     )
+
+
+def _kept(distance: float) -> float:
+    """A distance as an event can have it: what is no number is as far as it can be."""
+    return min(abs(distance), FARTHEST) if not math.isnan(distance) else FARTHEST
 
 
 def opening(said: Mapping[str, object], look: Look, inputs_moved: bool | None) -> Opening:

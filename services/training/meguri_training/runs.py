@@ -198,7 +198,8 @@ def _postponed(model: Model, data: Data | None) -> list[Event]:
         reason = f"{rows} {'that show it' if model.rows else 'for the first run'} are needed"
     if _said(wanting, reason) in model.postponed:
         return []
-    fresh = data.total_rows - model.rows if data else 0
+    # A new spec may name another dataset, with fewer rows than the one before had.
+    fresh = max(0, data.total_rows - model.rows) if data else 0
     return [TrainingPostponed(model=model.name, triggers=wanting, rows=fresh, needed=needed, reason=reason)]
 
 

@@ -638,6 +638,10 @@ class QualityMeasured(Event):
     """The champion first."""
 
 
+_FINITE = ConfigDict(allow_inf_nan=False)
+"""Numbers that every reader can keep: no database has both infinity and JSON."""
+
+
 class Window(Part):
     """Predictions that a verdict rests on: stream sequences of PREDICTIONS, both ends included."""
 
@@ -653,6 +657,8 @@ class DriftDetected(Event):
     the Jensen-Shannon distance; 0 when the two match. `ks` and `p_value` are of the two-sample Kolmogorov-Smirnov test of the
     same feature; of what is no number, `ks` is the largest difference of a category's share and `p_value` of the test used.
     """
+
+    model_config = _FINITE
 
     type = "meguri.drift-detected.v1"
     key_field = "model"
@@ -693,6 +699,8 @@ class DriftDetected(Event):
 class PerformanceDegraded(Event):
     """Predictions of a version are worse than they were, by the labels that arrived. Said by monitoring, once per episode."""
 
+    model_config = _FINITE
+
     type = "meguri.performance-degraded.v1"
     key_field = "model"
 
@@ -727,6 +735,8 @@ class PerformanceDegraded(Event):
 class AnomalyDetected(Event):
     """Something else than distribution or quality is not as it was. Said by monitoring, once per episode."""
 
+    model_config = _FINITE
+
     type = "meguri.anomaly-detected.v1"
     key_field = "model"
 
@@ -759,6 +769,8 @@ class AnomalyDetected(Event):
 
 class EpisodeWorsened(Event):
     """An open episode is much worse than when this was last said."""
+
+    model_config = _FINITE
 
     type = "meguri.episode-worsened.v1"
     key_field = "model"
