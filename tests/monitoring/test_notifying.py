@@ -1,6 +1,7 @@
 """Messages about episodes, from the log to real servers of mail and of the web."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from meguri_monitoring.settings import Settings
 from tests.conftest import Broker, free_port, until
 from tests.monitoring.episodes_of import opening
 from tests.monitoring.sinks import Mailbox, mail_server, web_server
+from tests.monitoring.test_killed import Replica
 from tests.services import Wire, name, running, wire
 
 
@@ -309,6 +311,32 @@ async def test_a_server_that_refuses_is_tried_again(own_broker, tmp_path, soon):
             await told.said(NoticeSent)
 
     assert len(mailbox.mails) == 1
+
+
+async def test_who_is_killed_between_two_targets_leaves_the_second_to_another_replica(own_broker, tmp_path):
+    mail, hook, model = free_port(), free_port(), name("m")
+    database_url = f"sqlite:///{tmp_path}/monitoring.db"
+    first, second = (Replica(own_broker, tmp_path, database_url) for _ in range(2))
+    async with wire(own_broker) as beside:
+        await beside.apply(spec(model, f"json://127.0.0.1:{hook}/x", mail_url(mail)))
+        with web_server(hook) as posted:
+            with socket.create_server(("127.0.0.1", mail)), first.living():
+                await until(first.ready)
+                told = Told(beside, httpx.AsyncClient(), model)
+                await told.begins("e-1")
+                # The mail server takes the connection and says nothing.
+                await told.said(NoticeSent)
+            with mail_server(mail) as mailbox, second.living():
+                sent = await until(lambda: two_said(told), within=MONITORING_NOTICES.ack_wait + 60)
+                await told.idle()
+
+    assert (len(posted), len(mailbox.mails)) == (1, 1)
+    assert [one.target for one in sent] == [f"json://127.0.0.1:{hook}", f"mailto://127.0.0.1:{mail}"]
+
+
+async def two_said(told: Told) -> list[NoticeSent] | None:
+    found = await told.wire.said(NoticeSent, told.model)
+    return found if len(found) == 2 else None
 
 
 def test_how_long_a_message_was_tried_follows_from_its_deliveries():
