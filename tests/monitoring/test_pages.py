@@ -126,6 +126,14 @@ def test_an_episode_without_anything_kept_of_it_has_a_page():
     assert "100–199 · 100 rows" in shown
 
 
+def test_an_episode_of_quality_shows_it_over_time():
+    told = replace(story("performance"), looked=[], metric="accuracy", quality=week().quality)
+    page = pages.of_episode(told, LOOK)
+
+    assert "the share of right answers" in text(page).lower()
+    assert page.count('class="line"') == 1
+
+
 def test_a_week_tells_its_episodes_and_numbers():
     page = pages.of_days(week(), LOOK)
     shown = text(page)

@@ -52,6 +52,8 @@ def of_episode(story: Story, look: Look) -> str:
         facts=_facts(story, language),
         histograms=[(one, drawing.histogram(one.labels, one.reference, one.current)) for one in story.compared],
         scores=scores if limits else None,
+        quality=_quality(story),
+        span=duration(_span(story.quality, look.made).total_seconds(), language),
         window=_window(story),
         prediction_url=lambda id_: f"../../predictions/{quote(id_, safe='')}?model={quote(opening.model)}",
     )
@@ -98,13 +100,13 @@ def headline(days: Days, language: Language) -> str:
     return say("page.had", language, count=had, open=still, **values)
 
 
-def _quality(days: Days) -> drawing.Line | None:
-    known = [one.value for one in days.quality if one.value is not None]
+def _quality(told: Story | Days) -> drawing.Line | None:
+    known = [one.value for one in told.quality if one.value is not None]
     if not known:
         return None
-    within = drawing.around(known, 0, 1 if days.metric == "accuracy" else inf)
-    labels = [f"{one.time:%m-%d %H:%M}" for one in days.quality]
-    return drawing.line([one.value for one in days.quality], labels, within=within)
+    within = drawing.around(known, 0, 1 if told.metric == "accuracy" else inf)
+    labels = [f"{one.time:%m-%d %H:%M}" for one in told.quality]
+    return drawing.line([one.value for one in told.quality], labels, within=within)
 
 
 def _facts(story: Story, language: Language) -> dict[str, str]:

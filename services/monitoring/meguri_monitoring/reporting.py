@@ -29,6 +29,7 @@ from meguri_monitoring.wording import Language
 
 SPANS = 28
 """Parts into which the days of a report are cut: six hours of a week."""
+BEFORE = timedelta(hours=1)
 MOST = 200
 """Of what happened in these days, the latest."""
 MANY = 10_000
@@ -115,6 +116,7 @@ def tell(session: Session, row: EpisodeRow) -> Story:
     subject = telling.subject_of(opening)
     looked = [story.looked(_JUDGED.validate_python(one.judged), opening.about, subject) for one in kept]
     lines = episode_store.lines(session, row.episode)
+    quality, metric = _quality(session, row.model, *_around(row)) if row.about == "performance" else ((), "")
     return Story(
         opening=opening,
         began=utc(row.opened),
@@ -127,6 +129,8 @@ def tell(session: Session, row: EpisodeRow) -> Story:
         compared=_compared(kept),
         looked=sorted(looked, key=lambda one: one.window.last),
         happened=[Happened(utc(one.time), one.kind, one.text, one.trace) for one in lines],
+        metric=metric,
+        quality=quality,
     )
 
 
@@ -158,6 +162,12 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
     )
 
 
+def _around(row: EpisodeRow) -> tuple[datetime, datetime]:
+    """From as long before an episode as it lasted, an hour at least, to its end or now."""
+    began, ended = utc(row.opened), utc(row.resolved) if row.resolved else datetime.now(UTC)
+    return began - max(ended - began, BEFORE), ended
+
+
 def _compared(kept: Sequence[EvidenceRow]) -> list[story.Compared]:
     """What the first window says of which more than its verdict was kept."""
     return next((story.compared(row.evidence) for row in kept if row.evidence.get("subjects")), [])
@@ -177,7 +187,7 @@ def _volume(rows: pl.LazyFrame | None, since: datetime, until: datetime) -> list
     return counts
 
 
-def _quality(session: Session, model: str, since: datetime, until: datetime) -> tuple[list[Amount], str]:
+def _quality(session: Session, model: str, since: datetime, until: datetime) -> tuple[Sequence[Amount], str]:
     """Return the mean score of the answers in each span of time as far as labels have come, and what it is called.
 
     Scores of a regression are minus its errors.

@@ -65,6 +65,16 @@ class Happened:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """So much in a span of time that begins at `time`."""
+
+    time: datetime
+    value: float | None
+    rows: int = 0
+    """That the value rests on."""
+
+
+@dataclass(frozen=True)
 class Story:
     """An episode from its beginning to its end, if it has one."""
 
@@ -82,20 +92,14 @@ class Story:
     """The worst first."""
     looked: Sequence[Looked] = ()
     happened: Sequence[Happened] = ()
+    metric: str = ""
+    """`accuracy`, or `mae` of a regression."""
+    quality: Sequence[Amount] = ()
+    """Before and during an episode that is about it."""
 
     @property
     def status(self) -> str:
         return "resolved" if self.ended else "acknowledged" if self.acknowledged else "open"
-
-
-@dataclass(frozen=True)
-class Amount:
-    """So much in a span of time that begins at `time`."""
-
-    time: datetime
-    value: float | None
-    rows: int = 0
-    """That the value rests on."""
 
 
 @dataclass(frozen=True)
