@@ -38,7 +38,15 @@ def evidence() -> dict[str, Any]:
 def story(about: EpisodeKind = "drift", *, ended: bool = True, **given: Any) -> Story:
     """An episode with everything that a report can show."""
     looked = [
-        Looked(3, number, Window(first=100 * number + 1, last=100 * number + 100, rows=100), _time(number), score, 0.1)
+        Looked(
+            3,
+            number,
+            Window(first=100 * number + 1, last=100 * number + 100, rows=100),
+            _time(number),
+            score,
+            0.1,
+            (score or 0) > 0.1,
+        )
         for number, score in enumerate((0.03, 0.05, 0.02, 0.9, 1.48, 1.51, None, 1.3, 0.04, 0.03))
     ]
     happened = [

@@ -166,11 +166,12 @@ def test_a_histogram_has_shares_of_its_own_rows_in_steps():
     assert [(tick.at, tick.text) for tick in drawn.ticks] == [(25, "a"), (75, "b")]
 
 
-def test_a_line_has_gaps_where_there_is_no_value_and_marks_what_is_beyond_the_limit():
-    drawn = drawing.line([0.5, None, 2.0, 1.0], ["a", "b", "c", "d"], limit=1.0)
+def test_a_line_has_gaps_where_there_is_no_value_and_marks_what_is_to_be_marked():
+    marked = [False, True, True, False]
+    drawn = drawing.line([0.5, None, 2.0, 1.0], ["a", "b", "c", "d"], limit=1.0, marked=marked)
 
     assert drawn.path.count("M") == 2
-    assert [beyond for _, _, beyond in drawn.dots] == [False, True, False]
+    assert [mark for _, _, mark in drawn.dots] == [False, True, False]
     assert [tick.text for tick in drawn.y] == ["0", "1.5", "3"]
 
 

@@ -34,7 +34,7 @@ class Line:
 
     path: str
     dots: tuple[tuple[float, float, bool], ...]
-    """Place of each value, and whether it is beyond the limit."""
+    """Place of each value, and whether it is marked."""
     limit: float | None
     """Height of the limit's line."""
     x: tuple[Tick, ...]
@@ -66,6 +66,7 @@ def line(
     labels: Sequence[str],
     limit: float | None = None,
     within: tuple[float, float] | None = None,
+    marked: Sequence[bool] = (),
 ) -> Line:
     """Draw values over time; `limit` is what they should stay below, `within` the range to show instead of from zero on."""
     low, top = within or (0.0, _round_top([value for value in (*values, limit) if value is not None]))
@@ -76,11 +77,8 @@ def line(
         if y is not None:
             path += f"{'L' if is_down else 'M'}{x:.2f} {y:.2f}"
         is_down = y is not None
-    dots = tuple(
-        (x, y, limit is not None and value is not None and value > limit)
-        for x, y, value in zip(places, heights, values, strict=True)
-        if y is not None
-    )
+    marks = marked or [False] * len(values)
+    dots = tuple((x, y, mark) for x, y, mark in zip(places, heights, marks, strict=True) if y is not None)
     height = None if limit is None else _height(limit, low, top)
     return Line(path, dots, height, _over_time(places, labels), _heights(low, top))
 

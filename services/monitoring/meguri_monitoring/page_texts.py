@@ -23,10 +23,20 @@ PAGE: dict[str, tuple[str, str]] = {
     "page.rows": ("{rows} rows", "{rows} 行"),
     "page.over time": ("Over time", "時間の経過"),
     "page.over time.how": (
-        "Each point is a window of predictions of version {version}: how far “{subject}” was from training. Above the "
-        "dashed line it counts as changed.",
+        "Each point is a window of predictions of version {version}: how far “{subject}” was from training. Orange ones count "
+        "as changed: above the dashed line, and by more than chance.",
         "各点はバージョン {version} の予測をまとめた区間で、「{subject}」が学習時からどれだけ離れているかを示します。"
-        "破線を超えると、変化ありと判定されます。",
+        "オレンジ色の点は、破線を超え、かつ偶然とは考えにくい変化と判定された区間です。",
+    ),
+    "page.over time.volume": (
+        "Each point is a window of predictions of version {version}: how many came in a second.",
+        "各点はバージョン {version} の予測をまとめた区間で、1 秒あたりの件数を示します。",
+    ),
+    "page.over time.measure": (
+        "Each point is a window of the numbers of version {version}: how far “{subject}” was from what is usual. Orange ones "
+        "count as changed: above the dashed line, and by more than chance.",
+        "各点はバージョン {version} の指標をまとめた区間で、「{subject}」が通常の値からどれだけ離れているかを示します。"
+        "オレンジ色の点は、破線を超え、かつ偶然とは考えにくい変化と判定された区間です。",
     ),
     "page.done": ("What was done", "経過と対応"),
     "page.nothing": ("Nothing yet.", "まだありません。"),

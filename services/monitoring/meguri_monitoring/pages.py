@@ -36,11 +36,7 @@ class Look:
 def of_episode(story: Story, look: Look) -> str:
     """Return the page about an episode."""
     language, opening = look.language, story.opening
-    scored = [one for one in story.looked if one.version == opening.version]
-    limits = [one.threshold for one in scored if one.threshold is not None]
-    scores = drawing.line(
-        [one.score for one in scored], [_short(one.ended) for one in scored], max(limits, default=None)
-    )
+    scores = _scores(story)
     return _page(
         "episode.html",
         look,
@@ -51,7 +47,8 @@ def of_episode(story: Story, look: Look) -> str:
         lasted=_lasted(story, look),
         facts=_facts(story, language),
         histograms=[(one, drawing.histogram(one.labels, one.reference, one.current)) for one in story.compared],
-        scores=scores if limits else None,
+        scores=scores if scores.dots else None,
+        over_time=f"page.over time.{opening.about}" if opening.about in ("volume", "measure") else "page.over time.how",
         quality=_quality(story),
         span=duration(_span(story.quality, look.made).total_seconds(), language),
         window=_window(story),
@@ -98,6 +95,13 @@ def headline(days: Days, language: Language) -> str:
     had = say("page.one episode" if count == 1 else "page.episodes count", language, count=count)
     still = say("page.some open" if open_ else "page.none open", language, count=open_)
     return say("page.had", language, count=had, open=still, **values)
+
+
+def _scores(story: Story) -> drawing.Line:
+    scored = [one for one in story.looked if one.version == story.opening.version]
+    limit = max((one.threshold for one in scored if one.threshold is not None), default=None)
+    labels, marked = [_short(one.ended) for one in scored], [one.moved for one in scored]
+    return drawing.line([one.score for one in scored], labels, limit, marked=marked)
 
 
 def _quality(told: Story | Days) -> drawing.Line | None:

@@ -17,10 +17,22 @@ from meguri_chassis.projection import as_message
 from meguri_chassis.service import Service
 from meguri_chassis.store import JournalEntry, utc
 from meguri_contracts.errors import NotFound
+from meguri_contracts.events import PerformanceDegraded
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import episode_store, pages, store, story, tables, telling, timeline
+from meguri_monitoring import (
+    episode_store,
+    measure_store,
+    pages,
+    store,
+    story,
+    tables,
+    telling,
+    timeline,
+    window_store,
+)
 from meguri_monitoring.episode_store import EpisodeRow, EvidenceRow
 from meguri_monitoring.judging import Judged
+from meguri_monitoring.looks import Opening
 from meguri_monitoring.pages import Look
 from meguri_monitoring.score_store import ScoredRow
 from meguri_monitoring.settings import Settings
@@ -30,6 +42,8 @@ from meguri_monitoring.wording import Language
 SPANS = 28
 """Parts into which the days of a report are cut: six hours of a week."""
 BEFORE = timedelta(hours=1)
+BEFORE_WINDOWS = 10
+"""Of predictions, that are shown before those of an episode."""
 MOST = 200
 """Of what happened in these days, the latest."""
 MANY = 10_000
@@ -113,8 +127,8 @@ def tell(session: Session, row: EpisodeRow) -> Story:
     """Return the story of an episode."""
     opening = telling.read(row.detected)
     kept = episode_store.evidence(session, row.episode)
-    subject = telling.subject_of(opening)
-    looked = [story.looked(_JUDGED.validate_python(one.judged), opening.about, subject) for one in kept]
+    windows = _of_measure(session, row) if row.about == "measure" else _of_predictions(session, opening, kept)
+    looked = [story.looked(one, opening.about, telling.subject_of(opening)) for one in windows]
     lines = episode_store.lines(session, row.episode)
     quality, metric = _quality(session, row.model, *_around(row)) if row.about == "performance" else ((), "")
     return Story(
@@ -127,7 +141,7 @@ def tell(session: Session, row: EpisodeRow) -> Story:
         actor=row.actor,
         note=row.note,
         compared=_compared(kept),
-        looked=sorted(looked, key=lambda one: one.window.last),
+        looked=looked,
         happened=[Happened(utc(one.time), one.kind, one.text, one.trace) for one in lines],
         metric=metric,
         quality=quality,
@@ -160,6 +174,26 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
         versions={version: sum(parts) for version, parts in answered.items() if any(parts)},
         happened=_happened(session, model, since),
     )
+
+
+def _of_predictions(session: Session, opening: Opening, kept: Sequence[EvidenceRow]) -> list[Judged]:
+    """Return the windows of an episode and some before it, oldest first."""
+    found = {one.number: _JUDGED.validate_python(one.judged) for one in kept if one.version == opening.version}
+    window = None if isinstance(opening, PerformanceDegraded) else opening.window
+    if window and found:
+        first, last = min(found) - BEFORE_WINDOWS, max(found)
+        near = window_store.since_rollout(session, opening.model, opening.version, window.first, window.last)
+        verdicts = {row.number: row.verdict for row in near if row.number is not None and first <= row.number <= last}
+        found = verdicts | found
+    return [found[number] for number in sorted(found)]
+
+
+def _of_measure(session: Session, row: EpisodeRow) -> list[Judged]:
+    """Return the windows of the evaluator's numbers around an episode, oldest first."""
+    evaluator = row.subject.partition(".")[0]
+    since, until = (time.isoformat() for time in _around(row))
+    found = [measure_store.judged(one.judged) for one in measure_store.windows(session, row.model, evaluator, MOST)]
+    return [one for one in reversed(found) if one.version == row.version and since <= one.ended <= until]
 
 
 def _around(row: EpisodeRow) -> tuple[datetime, datetime]:

@@ -50,8 +50,10 @@ class Looked:
     window: Window
     ended: str
     score: float | None
-    """Of what the episode is about; None when it was not judged."""
+    """Of what the episode is about, or rows a second about volume; None when it was not judged."""
     threshold: float | None = None
+    moved: bool = False
+    """By the whole rule: above the threshold, and more than chance."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,21 @@ def compared(evidence: Mapping[str, Any]) -> list[Compared]:
 
 
 def looked(judged: Judged, about: str, subject: str) -> Looked:
-    """Say how far one subject was from its reference in a window."""
-    finding = next((one for one in judged.findings if (one.about, one.subject) == (about, subject)), None)
-    score, threshold = (finding.score, finding.threshold) if finding and judged.judged else (None, None)
-    return Looked(judged.version, judged.number, judged.window, judged.ended, score, threshold)
+    """Say how far one subject was from its reference in a window; about volume, how many rows came in a second."""
+    if about == "volume":
+        rate = judged.window.rows / judged.seconds if judged.seconds else None
+        return Looked(judged.version, judged.number, judged.window, judged.ended, rate)
+    findings = [one for one in judged.findings if (one.about, one.subject) == (about, subject)]
+    if not findings or not judged.judged:
+        return Looked(judged.version, judged.number, judged.window, judged.ended, None)
+    worst = max(findings, key=lambda one: (one.moved, _excess(one.score, one.threshold)))
+    return Looked(judged.version, judged.number, judged.window, judged.ended, worst.score, worst.threshold, worst.moved)
 
 
 def _compared(one: Mapping[str, Any]) -> Compared:
     parts = [
-        Part(name, part.get("share"), round(sum(part.get("counts", ())))) for name, part in one["producers"].items()
+        Part(name, part.get("share"), round(sum(part.get("counts", ()))))
+        for name, part in one.get("producers", {}).items()
     ]
     return Compared(
         about=one["about"],
