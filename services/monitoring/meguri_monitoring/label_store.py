@@ -1,13 +1,16 @@
 """Labels as they arrived, of predictions and of entities, and which prediction each of an entity is about."""
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, DateTime, Float, Index, func
+from sqlalchemy import ARRAY, Column, DateTime, Float, Index, any_, func, literal
+from sqlalchemy import select as select_columns
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, select
+from sqlmodel.sql.sqltypes import AutoString
 
 from meguri_chassis.store import BIG, utc
 
@@ -139,32 +142,34 @@ def arrived(session: Session, model: str, after: int, at_most: int) -> Arrived:
 
 def labelled(session: Session, model: str, ids: Iterable[str]) -> set[str]:
     """Return those of the prediction ids that a label is of."""
-    found: set[str] = set()
-    for part in parts_of(ids):
-        query = select(LabelRow.prediction_id).where(LabelRow.model == model, col(LabelRow.prediction_id).in_(part))
-        found.update(session.exec(query))
-    return found
+    of_model = select(LabelRow.prediction_id).where(LabelRow.model == model)
+    return {
+        id_
+        for part in parts_of(ids)
+        for id_ in session.exec(of_model.where(among(session, LabelRow.prediction_id, part)))
+    }
 
 
 def of_entities(session: Session, model: str, entities: Iterable[str], since: datetime) -> set[Key]:
     """Return the labels of entities as of a time or later."""
-    keys: set[Key] = set()
-    for part in parts_of(entities):
-        query = select(EntityLabelRow.entity, EntityLabelRow.time).where(
-            EntityLabelRow.model == model, col(EntityLabelRow.entity).in_(part), col(EntityLabelRow.time) >= since
-        )
-        keys.update((entity, utc(time)) for entity, time in session.exec(query))
-    return keys
+    later = select(EntityLabelRow.entity, EntityLabelRow.time).where(
+        EntityLabelRow.model == model, col(EntityLabelRow.time) >= since
+    )
+    return {
+        (entity, utc(time))
+        for part in parts_of(entities)
+        for entity, time in session.exec(later.where(among(session, EntityLabelRow.entity, part)))
+    }
 
 
 def meant(session: Session, model: str, keys: Collection[Key]) -> dict[Key, Meant]:
     """Return the predictions that labels of entities are about, as far as that was found out."""
     found: dict[Key, Meant] = {}
-    for part in parts_of({entity for entity, _ in keys}):
-        query = select(MeantRow).where(MeantRow.model == model, col(MeantRow.entity).in_(part))
-        for row in session.exec(query):
-            if (key := (row.entity, utc(row.time))) in keys:
-                found[key] = Meant(row.prediction_id, utc(row.answered))
+    columns = select(MeantRow.entity, MeantRow.time, MeantRow.prediction_id, MeantRow.answered)
+    for query in _of_keys(session, columns, MeantRow, model, keys):
+        for entity, time, id_, answered in session.exec(query):
+            if (key := (entity, utc(time))) in keys:
+                found[key] = Meant(id_, utc(answered))
     return found
 
 
@@ -193,33 +198,59 @@ def parts_of(texts: Iterable[str]) -> Iterator[list[str]]:
         yield ordered[start : start + AT_ONCE]
 
 
+def among(session: Session, column: Any, texts: Sequence[str]) -> Any:
+    """Return the condition that a column has one of many texts, as one parameter: thousands of them take long to write."""
+    if session.connection().dialect.name == "postgresql":
+        return column == any_(literal(list(texts), ARRAY(AutoString)))
+    return column.in_(select_columns(func.json_each(json.dumps(texts)).table_valued("value").c.value))
+
+
 def _candidates(
     session: Session, model: str, ids: Collection[str], moved: Mapping[Key, Meant]
 ) -> Iterator[tuple[str, Truth]]:
+    of_prediction = select(LabelRow.prediction_id, LabelRow.text, LabelRow.number, LabelRow.sequence)
+    label: list[Any] = [
+        EntityLabelRow.entity,
+        EntityLabelRow.text,
+        EntityLabelRow.number,
+        EntityLabelRow.sequence,
+        EntityLabelRow.time,
+    ]
+    same: list[Any] = [
+        MeantRow.model == EntityLabelRow.model,
+        MeantRow.entity == EntityLabelRow.entity,
+        MeantRow.time == EntityLabelRow.time,
+        MeantRow.model == model,
+    ]
+    of_entity = select_columns(*[col(MeantRow.prediction_id), *label]).where(*same)
     for part in parts_of(ids):
-        query = select(LabelRow).where(LabelRow.model == model, col(LabelRow.prediction_id).in_(part))
-        for row in session.exec(query):
-            yield row.prediction_id, Truth(row.text, row.number, row.sequence)
-        same = (
-            MeantRow.model == EntityLabelRow.model,
-            MeantRow.entity == EntityLabelRow.entity,
-            MeantRow.time == EntityLabelRow.time,
-        )
-        of_entity = select(EntityLabelRow, MeantRow.prediction_id).where(
-            *same, MeantRow.model == model, col(MeantRow.prediction_id).in_(part)
-        )
-        for label, id_ in session.exec(of_entity):
-            if (label.entity, utc(label.time)) not in moved:
-                yield id_, _truth(label)
-    for part in parts_of({entity for entity, _ in moved}):
-        labels = select(EntityLabelRow).where(EntityLabelRow.model == model, col(EntityLabelRow.entity).in_(part))
-        for label in session.exec(labels):
-            if one := moved.get((label.entity, utc(label.time))):
-                yield one.prediction_id, _truth(label)
+        mine = of_prediction.where(LabelRow.model == model, among(session, LabelRow.prediction_id, part))
+        for id_, text, number, sequence in session.exec(mine):
+            yield id_, Truth(text, number, sequence)
+        for id_, entity, *one in session.connection().execute(
+            of_entity.where(among(session, MeantRow.prediction_id, part))
+        ):
+            if (entity, utc(one[-1])) not in moved:
+                yield id_, _truth(*one)
+    columns = select_columns(*label)
+    for query in _of_keys(session, columns, EntityLabelRow, model, moved):
+        for entity, *one in session.connection().execute(query):
+            if about := moved.get((entity, utc(one[-1]))):
+                yield about.prediction_id, _truth(*one)
 
 
-def _truth(label: EntityLabelRow) -> Truth:
-    return Truth(label.text, label.number, label.sequence, utc(label.time))
+def _truth(text: str, number: float | None, sequence: int, time: datetime) -> Truth:
+    return Truth(text, number, sequence, utc(time))
+
+
+def _of_keys(session: Session, columns: Any, table: Any, model: str, keys: Collection[Key]) -> Iterator[Any]:
+    """Yield queries for what a table has of keys, and for some more: of each entity from the first time to the last."""
+    if not keys:
+        return
+    times = [time for _, time in keys]
+    within = columns.where(table.model == model, col(table.time) >= min(times), col(table.time) <= max(times))
+    for part in parts_of({entity for entity, _ in keys}):
+        yield within.where(among(session, table.entity, part))
 
 
 def _end(session: Session, table: Any, model: str, after: int, at_most: int) -> int | None:

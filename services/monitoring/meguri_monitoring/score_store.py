@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG
-from meguri_monitoring.label_store import parts_of
+from meguri_monitoring.label_store import among, parts_of
 from meguri_monitoring.quality import Cell
 
 PRODUCER = "producer"
@@ -111,7 +111,7 @@ def _forget(session: Session, model: str, ids: Collection[str], but: Collection[
     gone: dict[int, set[str]] = {}
     for part in parts_of(ids):
         query = select(ScoredRow.version, ScoredRow.prediction_id).where(
-            ScoredRow.model == model, col(ScoredRow.prediction_id).in_(part)
+            ScoredRow.model == model, among(session, ScoredRow.prediction_id, part)
         )
         for key in session.exec(query):
             if key not in but:
@@ -122,7 +122,7 @@ def _forget(session: Session, model: str, ids: Collection[str], but: Collection[
                 delete_rows(ScoredRow).where(
                     col(ScoredRow.model) == model,
                     col(ScoredRow.version) == version,
-                    col(ScoredRow.prediction_id).in_(part),
+                    among(session, ScoredRow.prediction_id, part),
                 )
             )
 
