@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import MeasuresRefilled
 from meguri_contracts.spec import ModelSpec
 from meguri_monitoring import measure_tables
+from meguri_monitoring.tables import TableBusy
 from tests.conftest import Broker, until
 from tests.monitoring.conftest import Monitoring, message, monitoring_in, values
 from tests.monitoring.test_killed import Replica
@@ -222,6 +224,21 @@ async def test_two_replicas_write_each_row_once(own_broker, tmp_path, plugin, da
 
         assert await evaluated(one, 30) == sent
         await until(lambda: counted(one, 30), "all rows in the baseline")
+
+
+def test_of_two_replicas_that_began_at_the_same_place_the_later_writes_nothing(tmp_path):
+    uri = f"{tmp_path}/table"
+    about = {"time": [datetime(2026, 5, 1, tzinfo=UTC)], "producer": ["camera-a"]}
+    one, more = (pl.DataFrame({"key": [key]} | about) for key in ("a", "b"))
+    measure_tables.append(uri, one, after=0, last=50)
+
+    # Whoever came further than the other, its rows may be among those that are there.
+    with pytest.raises(TableBusy):
+        measure_tables.append(uri, pl.concat([one, more]), after=0, last=80)
+    measure_tables.append(uri, more, after=50, last=80)
+
+    assert measure_tables.kept_up_to(uri) == 80
+    assert sorted(pl.read_delta(uri)["key"]) == ["a", "b"]
 
 
 async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_broker, tmp_path, plugin, capsys):

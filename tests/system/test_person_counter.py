@@ -181,6 +181,18 @@ async def test_an_evaluator_that_drops_rows_is_found_by_its_numbers_and_made_goo
         assert ended.event["episode"] == opened.event["episode"]
         story = [one async for one in said("*", MODEL, after=opened.sequence - 1)]
         assert kinds(story) == ["anomaly-detected", "measures-refilled", "measures-refilled", "episode-resolved"]
+        meguri.has_seen(ended.sequence)
+        told = await until(lambda: whole_story(opened.event["episode"]), "the whole story in the report")
+        for part in ("the inputs did not", "numbers of person_counter computed again", "It is over"):
+            assert part in told
+
+
+def whole_story(episode: str) -> str | None:
+    """The report of an episode once it tells how that ended, with the evidence of the windows it rests on."""
+    report = httpx.get(
+        f"{address('monitoring')}/episodes/{episode}/report", params={"format": "json"}
+    ).raise_for_status()
+    return report.text if report.json()["story"]["compared"] and "It is over" in report.text else None
 
 
 def kinds(story: list[Seen]) -> list[str]:

@@ -8,45 +8,35 @@ two that do the same at once one is too late.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from uuid import uuid4
 
 import polars as pl
-from opentelemetry import baggage, context
-from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanContext, TraceFlags
-from prometheus_client import Counter
 from sqlmodel import Session
 
-from meguri_chassis import telemetry
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog
 from meguri_chassis.projection import Projection
-from meguri_chassis.store import Database, Position, locked_position, move_position, utc
+from meguri_chassis.store import Database, Position
 from meguri_contracts.errors import NotFound, TemporaryError
-from meguri_contracts.events import Event, MeasuresRefilled
+from meguri_contracts.events import MeasuresRefilled
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Watch
 from meguri_monitoring import (
-    episodes,
-    looks,
+    evaluation,
     measure_store,
     measure_tables,
+    measure_windows,
     measures,
     plugins,
     requests,
     store,
     tables,
-    window_store,
 )
-from meguri_monitoring.episodes import State
-from meguri_monitoring.judging import Judged
-from meguri_monitoring.plugins import Evaluator
-from meguri_monitoring.requests import Part
+from meguri_monitoring.measure_store import MeasureWindowRow
 from meguri_monitoring.tables import TableBusy
 
 logger = logging.getLogger(__name__)
@@ -55,11 +45,6 @@ EVERY = 1.0
 """Least seconds between two looks, and how long a request may be on its way in several messages."""
 PAUSE_AT_MOST = 60.0
 """Seconds between tries of an evaluator that raises."""
-LINKS = 20
-"""Traces of predictions that a span is linked to."""
-TRIES = 5
-"""How often a table may be written by others before it is left for later."""
-ROWS = Counter("meguri_measure_rows", "Rows of evaluators.", ["model", "evaluator", "result"])
 
 
 @dataclass
@@ -161,13 +146,20 @@ class Evaluators:
     def _follow(self, model: str, watch: Watch, settled: int) -> None:
         evaluator = plugins.load(watch.evaluator)
         uri = measure_tables.table_uri(self._data_url, model, watch.evaluator)
-        position = self._count(model, watch, uri, 0)
-        while part := requests.next_part(self._predictions(model), position, settled):
+        while True:
+            # First where the table stands: whoever writes meanwhile is noticed.
+            stood = measure_tables.kept_up_to(uri)
+            position = measure_windows.count(self._database, model, watch, uri)
+            part = requests.next_part(self._predictions(model), position, settled)
+            if part is None:
+                return
+            put = partial(measure_tables.append, uri, after=stood, last=part.last)
             try:
-                self._evaluate(model, evaluator, uri, part)
+                evaluation.evaluate(model, evaluator, part, put)
             except TableBusy as error:
-                logger.info("another replica evaluates: %s", error)
-            position = self._count(model, watch, uri, part.last)
+                logger.info("another replica was faster: %s", error)
+            else:
+                measure_windows.count(self._database, model, watch, uri, part.last)
 
     def _predictions(self, model: str, since: datetime | None = None) -> dict[int, pl.LazyFrame]:
         with self._database.read() as session:
@@ -176,86 +168,18 @@ class Evaluators:
         found = {version: rows for version, rows in scanned.items() if rows is not None}
         return {v: rows.filter(pl.col("time") >= since) for v, rows in found.items()} if since else found
 
-    def _evaluate(
-        self, model: str, evaluator: Evaluator, uri: str, part: Part, *, again: bool = False
-    ) -> tuple[int, int]:
-        """Have a part evaluated and written; return how many rows the evaluator gave, and how many of them are new."""
-        name = evaluator.name
-        about = {"meguri.model": model, "meguri.evaluator": name}
-        sequences = {"meguri.sequence.first": part.first, "meguri.sequence.last": part.last}
-        with _trace(f"evaluate {name}", about | sequences, _links(part), f"{model}-{name}-{part.last}"):
-            if part.incomplete:
-                logger.error(
-                    "evaluator %s of %s: %d requests are left out because rows of theirs have not come; "
-                    "`meguri evaluate` takes them in once they are there",
-                    name,
-                    model,
-                    part.incomplete,
-                )
-            rows = plugins.evaluated(evaluator, part.rows)
-            if rows is None:
-                return 0, 0
-            with telemetry.tracer.start_as_current_span(f"write {name}", attributes=about) as span:
-                left = plugins.written(evaluator, rows)
-                span.set_attributes({"meguri.rows.in": rows.height, "meguri.rows.written": left.height})
-                if left.height != rows.height:
-                    logger.error(
-                        "evaluator %s of %s: %d rows in, %d rows written", name, model, rows.height, left.height
-                    )
-                ROWS.labels(model, name, "in").inc(rows.height)
-                ROWS.labels(model, name, "written").inc(left.height)
-                own = {
-                    "_sequence": pl.lit(part.last, pl.Int64),
-                    "_trace": pl.lit(telemetry.current_trace_id()),
-                    "_left_out": pl.lit(rows.height - left.height, pl.Int64),
-                }
-                left = left.with_columns(**own)
-                if not left.height:
-                    return rows.height, 0
-                if again:
-                    return rows.height, measure_tables.refill(uri, left)
-                return rows.height, left.height * measure_tables.append(uri, left, part.last)
-
-    # --- rows into windows
-
-    def _count(self, model: str, watch: Watch, uri: str, last: int) -> int:
-        """Count what the table has into windows, and return up to which prediction the evaluator has come.
-
-        `last` is where it has come without any rows for the table. In a database that was wiped windows begin anew.
-        """
-        name = measure_store.position(model, watch.evaluator)
-        written = measure_tables.kept_up_to(uri)
-        with self._database.write() as session:
-            if session.get(Position, name) is None:
-                move_position(session.connection(), name, written)
-            position = locked_position(session, name)
-            end = max(position, written, last)
-            if end > position:
-                state = store.state(session, model)
-                rows = _rows(uri, watch, position, end, state.champion or 0)
-                known = measure_store.watched(session, model, watch.evaluator)
-                known, closed = measures.add(known, rows, watch, state.rollout)
-                measure_store.keep_watched(session, model, watch.evaluator, known)
-                rule = store.rule(session, model)
-                for window in closed:
-                    judged = measures.judge(window, watch, rule, state.champion or 0)
-                    measure_store.keep_window(session, model, watch.evaluator, state.rollout, judged, window.traces)
-                move_position(session.connection(), name, end)
-        return end
+    # --- rows into windows, windows into episodes
 
     async def _conclude(self, model: str, evaluator: str) -> None:
         """Say what follows from each window, in their order; again after a crash in between."""
-        rows = await self._database.ask(
-            lambda session: [
-                (row, store.state(session, model).hops) for row in measure_store.undecided(session, model, evaluator)
-            ]
-        )
-        for row, hops in rows:
+        for row, hops in await self._database.ask(partial(_undecided, model, evaluator)):
+            before = await self._database.ask(partial(measure_windows.open_episodes, row=row))
             for subject in measures.subjects(measure_store.judged(row.judged)):
                 cause = derived_id(model, "measure", subject, str(row.rollout), str(row.judged["number"]))
-                decide = partial(_follows, row, subject)
+                decide = partial(measure_windows.follows, row, subject)
                 await self._decider.carry_out(decide, cause=cause, journey=cause, hops=hops)
-            await self._database.change(partial(measure_store.mark_decided, id_=row.id or 0))
+            await self._decider.settled()
+            await self._database.change(partial(measure_windows.conclude, row=row, before=before))
 
     # --- again
 
@@ -277,81 +201,15 @@ class Evaluators:
         predictions = self._predictions(model, since)
         first = last = rows = written = 0
         while predictions and (part := requests.next_part(predictions, last, position.sequence)):
-            given, new = self._evaluate_again(model, evaluator, uri, part)
+            given, new = evaluation.evaluate(model, evaluator, part, partial(measure_tables.refill, uri))
             first, last = first or part.first, part.last
             rows, written = rows + given, written + new
         return MeasuresRefilled(
             model=model, evaluator=name, rows=rows, written=written, first=first, last=last, actor=actor
         )
 
-    def _evaluate_again(self, model: str, evaluator: Evaluator, uri: str, part: Part) -> tuple[int, int]:
-        for _ in range(TRIES - 1):
-            try:
-                return self._evaluate(model, evaluator, uri, part, again=True)
-            except TableBusy as error:
-                logger.info("tried again: %s", error)
-        return self._evaluate(model, evaluator, uri, part, again=True)
 
-
-def _rows(uri: str, watch: Watch, after: int, upto: int, version: int) -> list[measures.Row]:
-    """Return the rows about a version's predictions after one sequence up to another, in the order of the table.
-
-    What was filled in later is about predictions of before and is not among them.
-    """
-    table = measure_tables.scan(uri)
-    if table is None or not watch.numbers:
-        return []
-    wanted = (pl.col("_sequence") > after) & (pl.col("_sequence") <= upto) & (pl.col("_version") == version)
-    there = table.collect_schema().names()
-    numbers = [pl.col(n).cast(pl.Float64) if n in there else pl.lit(None, pl.Float64).alias(n) for n in watch.numbers]
-    about = ["key", "producer", "time", "_sequence", "_trace", "_left_out"]
-    found = table.filter(wanted).select(*about, *(number.name.prefix("number_") for number in numbers))
-    rows = found.collect().sort("_sequence", maintain_order=True).rows()
-    return [
-        measures.Row(key, producer, utc(when).isoformat(), sequence, trace_id, left_out, tuple(values))
-        for key, producer, when, sequence, trace_id, left_out, *values in rows
-    ]
-
-
-def _follows(row: measure_store.MeasureWindowRow, subject: str, session: Session) -> list[Event]:
-    """Say what a window begins or ends about one number."""
-    state, rule = store.state(session, row.model), store.rule(session, row.model)
-    if row.rollout != state.rollout:
-        return []
-    windows = [measure_store.judged(one.judged) for one in measure_store.up_to(session, row, rule.windows)]
-    seen = [
-        replace(measures.look(window, subject), inputs_moved=_inputs_moved(session, state, window))
-        for window in windows
-        if subject in measures.subjects(window)
-    ]
-    return list(episodes.decide_look(state, seen, rule, datetime.fromisoformat(windows[-1].ended)))
-
-
-def _inputs_moved(session: Session, state: State, window: Judged) -> bool | None:
-    """Whether the inputs moved while the predictions of a window of measures came; None if that is not known."""
-    seen = [one for one in window_store.latest(session, state.model, window.version, state.rollout, 100) if one.judged]
-    same = [one for one in seen if one.window.last >= window.window.first] or seen[-1:]
-    return any(one.moved(about) for one in same for about in looks.INPUTS) if same else None
-
-
-@contextmanager
-def _trace(name: str, attributes: dict[str, str | int], links: list[Link], journey: str) -> Iterator[None]:
-    """A span in a trace of its own; what is logged within carries its id."""
-    token = context.attach(baggage.set_baggage(telemetry.JOURNEY, journey, Context()))
-    try:
-        with telemetry.tracer.start_as_current_span(name, attributes=attributes, links=links):
-            yield
-    finally:
-        context.detach(token)
-
-
-def _links(part: Part) -> list[Link]:
-    """Links to the traces of the latest predictions."""
-    ids = pl.concat([rows["trace_id"] for rows in part.rows.values()] or [pl.Series([], dtype=pl.String)])
-    latest = ids.filter(ids.str.contains(r"^[0-9a-f]{32}$")).unique(maintain_order=True).tail(LINKS)
-    # The predictions' own spans are not kept; the trace is what one wants to get to.
-    return [
-        Link(SpanContext(int(id_, 16), int(id_[16:], 16) or 1, is_remote=True, trace_flags=TraceFlags(1)))
-        for id_ in latest
-        if int(id_, 16)
-    ]
+def _undecided(model: str, evaluator: str, session: Session) -> list[tuple[MeasureWindowRow, int]]:
+    """The windows from which nothing was concluded yet, with the hops of what follows from them."""
+    hops = store.state(session, model).hops
+    return [(row, hops) for row in measure_store.undecided(session, model, evaluator)]

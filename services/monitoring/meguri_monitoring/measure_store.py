@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, Column
+from sqlalchemy import JSON, Column, delete
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG
 from meguri_monitoring.judging import Judged
 from meguri_monitoring.measures import Watched
 
+KEPT = 2000
+"""Windows of an evaluator that are kept."""
 _WATCHED = TypeAdapter(Watched)
 _JUDGED = TypeAdapter(Judged)
 
@@ -36,8 +38,8 @@ class MeasureWindowRow(SQLModel, table=True):
     rollout: int = Field(sa_column=Column(BIG, nullable=False))
     """Sequence of the rollout that it belongs to."""
     judged: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    traces: list[str] = Field(sa_column=Column(JSON, nullable=False))
-    """Where its rows were written; first where most were left out."""
+    evidence: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """What the verdict rests on."""
     decided: bool = False
 
 
@@ -56,11 +58,10 @@ def keep_watched(session: Session, model: str, evaluator: str, watched: Watched)
 
 
 def keep_window(
-    session: Session, model: str, evaluator: str, rollout: int, judged: Judged, traces: Sequence[str]
+    session: Session, model: str, evaluator: str, rollout: int, judged: Judged, evidence: dict[str, Any]
 ) -> None:
     kept = _JUDGED.dump_python(judged, mode="json")
-    row = MeasureWindowRow(model=model, evaluator=evaluator, rollout=rollout, judged=kept, traces=list(traces))
-    session.add(row)
+    session.add(MeasureWindowRow(model=model, evaluator=evaluator, rollout=rollout, judged=kept, evidence=evidence))
 
 
 def judged(kept: dict[str, Any]) -> Judged:
@@ -96,6 +97,19 @@ def windows(session: Session, model: str, evaluator: str, limit: int) -> Sequenc
 
 
 def mark_decided(session: Session, id_: int) -> None:
-    if row := session.get(MeasureWindowRow, id_):
-        row.decided = True
-        session.add(row)
+    """Say that it was concluded what follows from a window; now and then the oldest that nobody needs are forgotten."""
+    row = session.get(MeasureWindowRow, id_)
+    if row is None:
+        return
+    row.decided = True
+    session.add(row)
+    if row.judged["number"] % (KEPT // 10) == 0:
+        own = (MeasureWindowRow.model == row.model, MeasureWindowRow.evaluator == row.evaluator)
+        latest = select(MeasureWindowRow.id).where(*own).order_by(col(MeasureWindowRow.id).desc()).limit(KEPT)
+        old = delete(MeasureWindowRow).where(
+            col(MeasureWindowRow.model) == row.model,
+            col(MeasureWindowRow.evaluator) == row.evaluator,
+            col(MeasureWindowRow.decided).is_(True),
+            col(MeasureWindowRow.id).not_in(session.exec(latest).all()),
+        )
+        session.connection().execute(old)

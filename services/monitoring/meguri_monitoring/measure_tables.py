@@ -4,6 +4,7 @@ Beside what the evaluator gives, a row has `_version` (of the model), `_sequence
 with it), `_trace` (where it was written) and `_left_out` (how many rows its writer left out of the same lot).
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,10 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from meguri_contracts.errors import Invalid
 from meguri_monitoring.tables import COMPACT_EVERY, TableBusy
 
-OWN = ("_version", "_sequence", "_trace", "_left_out")
+logger = logging.getLogger(__name__)
 
+TRIES = 5
+"""How often others may refill a table at the same time before it is left to them."""
 _WRITER, _REFILLER = "evaluator", "refill"
 
 
@@ -45,20 +48,29 @@ def latest(rows: pl.LazyFrame, last: int) -> pl.DataFrame:
     return rows.top_k(last, by=["time", "key"]).collect().sort("time", "key")
 
 
-def append(table_uri: str, rows: pl.DataFrame, last: int) -> bool:
-    """Add the rows about predictions up to sequence `last`; False if the table is as far already.
+def append(table_uri: str, rows: pl.DataFrame, *, after: int, last: int) -> int:
+    """Add the rows about predictions up to sequence `last` to a table that stands at `after`; return how many these are.
 
     Raises TableBusy when another replica was faster, Invalid when the columns have other types than before.
     """
     with _one_writer(table_uri, rows) as table:
-        if (table.transaction_version(_WRITER) or 0) >= last:
-            return False
+        if (stands := table.transaction_version(_WRITER) or 0) != after:
+            raise TableBusy(f"{table_uri} stands at {stands} and not at {after} any more")
         _write(table, rows, Transaction(_WRITER, last))
-    return True
+    return rows.height
 
 
 def refill(table_uri: str, rows: pl.DataFrame) -> int:
     """Add those of the rows whose key the table does not have; return how many. Raises as `append` does."""
+    for _ in range(TRIES - 1):
+        try:
+            return _refill(table_uri, rows)
+        except TableBusy as error:
+            logger.info("looked at again: %s", error)
+    return _refill(table_uri, rows)
+
+
+def _refill(table_uri: str, rows: pl.DataFrame) -> int:
     with _one_writer(table_uri, rows) as table:
         known = pl.scan_delta(table).select("key")
         missing = rows.lazy().join(known, on="key", how="anti", maintain_order="left").collect()

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -91,11 +93,10 @@ def judge(closed: Closed, watch: Watch, rule: Monitor, version: int) -> Judged:
     baseline, rows = _table(closed.baseline), _table(closed.rows)
     reference = profile_of(watch.numbers, baseline)
     findings = [
-        finding
+        _finding(subject_of(watch, number), baseline[:, at], rows[:, at], rule, len(watch.numbers))
         for at, number in enumerate(watch.numbers)
-        for finding in _findings(f"{watch.evaluator}.{number}", baseline[:, at], rows[:, at], rule, len(watch.numbers))
     ]
-    moved = [n for n in watch.numbers if any(f.moved and f.subject == f"{watch.evaluator}.{n}" for f in findings)]
+    moved = [number for number, finding in zip(watch.numbers, findings, strict=True) if finding.moved]
     return Judged(
         version=version,
         number=closed.number,
@@ -108,7 +109,12 @@ def judge(closed: Closed, watch: Watch, rule: Monitor, version: int) -> Judged:
     )
 
 
-def _findings(subject: str, before: np.ndarray, now: np.ndarray, rule: Monitor, numbers: int) -> list[Finding]:
+def subject_of(watch: Watch, number: str) -> str:
+    """What an episode about a number is about."""
+    return f"{watch.evaluator}.{number}"
+
+
+def _finding(subject: str, before: np.ndarray, now: np.ndarray, rule: Monitor, numbers: int) -> Finding:
     reference, live = profile_of([subject], before[:, None]), profile_of([subject], before[:, None]).like()
     live.update(now[:, None])
     alone = rule.model_copy(update={"p_value": rule.p_value / numbers})
@@ -124,38 +130,73 @@ def _findings(subject: str, before: np.ndarray, now: np.ndarray, rule: Monitor, 
         ks=verdict.ks,
         wasserstein=verdict.wasserstein,
     )
-    if not is_count(before):
-        return [as_numbers]
+    if verdict.drifted or not is_count(before):
+        return as_numbers
     distance, p_value = shares_moved(before, now)
     moved = p_value < alone.p_value and distance >= rule.distance
-    return [as_numbers, Finding("measure", subject, moved, distance, rule.distance, "share", p_value)]
+    return Finding("measure", subject, moved, distance, rule.distance, "share", p_value) if moved else as_numbers
 
 
 def subjects(window: Judged) -> tuple[str, ...]:
-    """Return what a window was judged about: `evaluator.number`, each once."""
-    return tuple(dict.fromkeys(finding.subject for finding in window.findings))
+    """Return what a window was judged about."""
+    return tuple(finding.subject for finding in window.findings)
 
 
 def look(window: Judged, subject: str) -> Look:
     """Return what a window says of one number."""
-    found = [finding for finding in window.findings if finding.subject == subject]
-    worst = max(found, key=lambda finding: (finding.moved, finding.score))
+    (found,) = (finding for finding in window.findings if finding.subject == subject)
     culprit = window.culprits.get("measure", Culprit("", 0.0))
     return Look(
         about="measure",
         version=window.version,
         subject=subject,
         place=str(window.number),
-        moved=worst.moved if window.judged else None,
-        value=worst.score,
+        moved=found.moved if window.judged else None,
+        value=found.score,
         expected=0.0,
         producer=culprit.producer,
         share=culprit.share,
         samples=culprit.samples,
         traces=culprit.traces,
         window=window.window,
-        text=_text(worst),
+        text=_text(found),
     )
+
+
+def evidence(closed: Closed, watch: Watch, judged: Judged) -> dict[str, Any]:
+    """Return what a verdict rests on: of each number the rows in each bin, before and in the window, and each producer's."""
+    producers = sorted({row.producer for row in closed.rows})
+    subjects = []
+    for at, (number, finding) in enumerate(zip(watch.numbers, judged.findings, strict=True)):
+        before, now = _table(closed.baseline)[:, at], _table(closed.rows)[:, at]
+        edges, bins = _bins(before)
+        own = {one: now[[row.producer == one for row in closed.rows]] for one in producers}
+        subjects.append(
+            {
+                "about": "measure",
+                "subject": subject_of(watch, number),
+                "score": finding.score,
+                "threshold": finding.threshold,
+                "bins": bins,
+                "reference": _count(before, edges).tolist(),
+                "current": _count(now, edges).tolist(),
+                "producers": {one: {"counts": _count(values, edges).tolist()} for one, values in own.items()},
+            }
+        )
+    return {"subjects": subjects}
+
+
+def _bins(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The values from which on a bin begins, and the names of the bins: each value of a count, else tenths of the rows."""
+    there = values[np.isfinite(values)]
+    if is_count(values):
+        found = np.unique(there)
+        return found[1:], [*(f"{value:g}" for value in found), "missing"]
+    edges = np.unique(np.quantile(there, np.arange(1, 10) / 10)) if there.size else np.empty(0)
+    if not edges.size:
+        return edges, ["any", "missing"]
+    between = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    return edges, [f"below {edges[0]:.3g}", *between, f"{edges[-1]:.3g} or more", "missing"]
 
 
 def is_count(values: np.ndarray) -> bool:

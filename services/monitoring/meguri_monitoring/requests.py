@@ -32,6 +32,8 @@ def next_part(versions: Mapping[int, pl.LazyFrame], after: int, upto: int, max_r
 
     Later predictions must be in `versions` too, as far as there are any: they tell which requests are still coming.
     """
+    if not versions:
+        return None
     ids = _ids(versions, after).sort(SEQUENCE).head(max_rows).collect()
     end = _end(ids, upto, whole=ids.height < max_rows)
     if end is None and ids.height == max_rows:

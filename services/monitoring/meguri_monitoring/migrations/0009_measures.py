@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("evaluator", AutoString(), nullable=False),
         sa.Column("rollout", BIG, nullable=False),
         sa.Column("judged", sa.JSON(), nullable=False),
-        sa.Column("traces", sa.JSON(), nullable=False),
+        sa.Column("evidence", sa.JSON(), nullable=False),
         sa.Column("decided", sa.Boolean(), nullable=False, server_default=sa.false()),
     )
     op.create_index("ix_monitoring_measure_window_model", "monitoring_measure_window", ["model"])
