@@ -22,7 +22,9 @@ from meguri_contracts.events import Role, Signature
 from meguri_inference.batching import Batcher
 from meguri_inference.models import Models, Seat, Served
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.prediction_log import Logged, PredictionIds, PredictionLog
+from meguri_inference.prediction_ids import PredictionIds
+from meguri_inference.prediction_log import PredictionLog
+from meguri_inference.prediction_messages import Logged
 from meguri_inference.protocol import UNKNOWN_PRODUCER, Answer, Batch, Request, share_out
 from meguri_inference.shadowing import Shadowing
 from meguri_inference.tallies import Tallies
@@ -418,19 +420,18 @@ class Made:
         asks = self.asks if whole else [self.asks[at] for at in chosen]
         single = len(self.batch.x) == len(self.asks)
         entities = [ask.entity for ask in asks] if self.anybody else None
-        trace_ids = [ask.trace_id or None for ask in asks] if self.traced else None
         return Logged(
             model=self.model,
             role=self.role,
-            batch=batch,
-            rows=rows,
+            x=batch.x if rows is None else batch.x[rows],
+            outputs=batch.outputs if rows is None else [values[rows] for values in batch.outputs],
             counts=None if single else [self.counts[at] for at in chosen],
             microseconds=self.microseconds,
             numbers=self.numbers if whole else [self.numbers[at] for at in chosen],
             producers=[ask.request.producer or ask.head.producer or UNKNOWN_PRODUCER for ask in asks],
             entities=entities,
-            trace_ids=trace_ids,
-            latencies=[int((self.ended - ask.began) * 1e6) for ask in asks],
+            trace_ids={at: ask.trace_id for at, ask in enumerate(asks) if ask.trace_id} if self.traced else {},
+            seconds=self.ended - np.array([ask.began for ask in asks]),
         )
 
 

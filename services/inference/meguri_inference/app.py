@@ -18,7 +18,8 @@ from meguri_inference.handlers import Batches
 from meguri_inference.metrics import Metrics, own_port
 from meguri_inference.models import Models
 from meguri_inference.observing import Observer
-from meguri_inference.prediction_log import PredictionIds, PredictionLog
+from meguri_inference.prediction_ids import PredictionIds
+from meguri_inference.prediction_log import PredictionLog
 from meguri_inference.replying import Replying
 from meguri_inference.rollouts import Loader, PredictionsOut, Reports, Rollouts
 from meguri_inference.settings import Settings

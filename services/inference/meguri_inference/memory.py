@@ -2,10 +2,12 @@
 
 import ctypes
 
-_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Of glibc's mallopt(3)."""
 LARGE = 1024 * 1024
 """Bytes from which on a block is the system's own, given back as soon as it is free."""
+SPARE = 8 * LARGE
+"""Bytes at the end of a heap that are kept: fetching them again for each message of the log takes longer than filling it."""
 ARENAS = 2
 """Heaps of the threads. Each keeps what it once had."""
 
@@ -18,4 +20,5 @@ def give_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, LARGE)
+        mallopt(_TRIM_THRESHOLD, SPARE)
         mallopt(_ARENA_MAX, ARENAS)

@@ -18,7 +18,7 @@ import orjson
 from meguri_contracts.errors import Invalid
 from meguri_contracts.events import Signature
 from meguri_inference.envelope import Name
-from meguri_inference.prediction_table import row_ids
+from meguri_inference.prediction_ids import row_ids
 from meguri_inference.protocol import Answer, Request
 from meguri_inference.reading import UNREADABLE, TooManyRows
 from meguri_inference.tensors import DTYPES, INTEGERS, Array, DoesNotFit, beside, fit
