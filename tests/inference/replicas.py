@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import orjson
+import polars as pl
 import pyarrow as pa
 from onnx import TensorProto, helper
 
@@ -18,10 +19,12 @@ from meguri_inference.connection import speaking
 from meguri_inference.fast_path import FastPath
 from meguri_inference.models import Models, Seat, Served
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.prediction_log import PredictionIds, PredictionLog, read_batch
+from meguri_inference.prediction_ids import PredictionIds
+from meguri_inference.prediction_log import PredictionLog
 from meguri_inference.protocol import Array
 from meguri_inference.shadowing import Shadowing
 from meguri_inference.tallies import Tallies
+from meguri_monitoring.predictions import read
 
 PREDICTION = Tensor(name="prediction", datatype="FP32", shape=(-1,))
 MAX_BODY = 64 * 1024
@@ -54,6 +57,12 @@ def plan(
     )
 
 
+def rows_of(message: bytes) -> pa.Table:
+    """The rows of a published message, as monitoring understands it."""
+    (batch,) = read(message, 0)
+    return batch.frame.drop("sequence").to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
 @dataclass
 class Outlet:
     """Keeps what is published; refuses while `errors` last, and holds everything back while it is not `open`."""
@@ -84,7 +93,7 @@ class Outlet:
 
     @property
     def tables(self) -> list[pa.Table]:
-        return [read_batch(body) for _, body in self.messages]
+        return [rows_of(body) for _, body in self.messages]
 
 
 class Noted:

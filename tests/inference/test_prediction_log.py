@@ -8,9 +8,11 @@ import pyarrow as pa
 import pytest
 
 from meguri_contracts.errors import TooLarge
+from meguri_contracts.predictions import FEATURES
 from meguri_inference.predicting import LoadedModel
-from meguri_inference.prediction_log import MAX_AT_ONCE, MAX_MESSAGE_BYTES, Logged, PredictionIds, PredictionLog
-from meguri_inference.prediction_table import MAX_NUMBER
+from meguri_inference.prediction_ids import MAX_AT_ONCE, MAX_NUMBER, PredictionIds
+from meguri_inference.prediction_log import PredictionLog
+from meguri_inference.prediction_messages import MAX_MESSAGE_BYTES, Logged
 from meguri_inference.protocol import Batch
 from tests.inference.replicas import Outlet
 
@@ -20,17 +22,18 @@ IDS = PredictionIds()
 
 def add(log: PredictionLog, model: LoadedModel, x: np.ndarray, **more: Any) -> None:
     """Log one request of these rows."""
+    batch, rows = more.pop("batch", None) or model.compute([x]), more.pop("rows", slice(None))
     told = {
         "role": "champion",
-        "batch": model.compute([x]),
-        "rows": None,
+        "x": batch.x[rows],
+        "outputs": [values[rows] for values in batch.outputs],
         "counts": [len(x)],
         "microseconds": NOON,
         "numbers": IDS.take(1),
         "producers": ["cam-7"],
         "entities": None,
-        "trace_ids": None,
-        "latencies": [7],
+        "trace_ids": {},
+        "seconds": np.array([7e-6]),
     }
     log.add(Logged(model=model, **(told | more)))
 
@@ -48,11 +51,20 @@ def prediction_id(number: int, microseconds: int = NOON) -> str:
 async def test_a_batch_holds_who_asked_what_and_what_was_answered(outlet, iris):
     log = PredictionLog(outlet.publish, IDS)
     own, trace_id = (
-        {"producers": ["unknown"], "trace_ids": ["t2"], "entities": ["customer-9"]},
+        {"producers": ["unknown"], "trace_ids": {0: "t2"}, "entities": ["customer-9"]},
         IDS.trace_suffix,
     )
     add(log, iris.load(), iris.x[[0]], numbers=[1])
-    add(log, iris.load(), iris.x[[50]], numbers=[2], microseconds=NOON + 1, role="canary", latencies=[8], **own)
+    add(
+        log,
+        iris.load(),
+        iris.x[[50]],
+        numbers=[2],
+        microseconds=NOON + 1,
+        role="canary",
+        seconds=np.array([8.1e-6]),
+        **own,
+    )
 
     await log.close()
 
@@ -98,7 +110,7 @@ async def test_requests_computed_together_keep_their_own_rows_whatever_the_order
     together = model.compute([iris.x[[0]], iris.x[[50, 60]], iris.x[[100]]])
     one = {"batch": together, "counts": [1], "rows": np.array([3]), "numbers": [3]}
     two = {"batch": together, "counts": [2, 1], "rows": np.array([1, 2, 0]), "numbers": [2, 1]}
-    pair = {"producers": ["a", "b"], "latencies": [1, 2]}
+    pair = {"producers": ["a", "b"], "seconds": np.array([1e-6, 2e-6])}
     add(log, model, iris.x[[100]], **one)
     add(log, model, iris.x[[120]], numbers=[4])
     add(log, model, iris.x[:3], **two, **pair)
@@ -121,10 +133,10 @@ async def test_the_columns_have_the_types_of_the_model(outlet, flowers, forest, 
     await log.close()
 
     text, single, regression = outlet.tables
-    assert text.schema.field("label").type == pa.string()
     assert text["label"].to_pylist() == flowers.estimator.predict(flowers.x[:2]).tolist()
-    assert text.schema.field("sepal_width").type == pa.float64()
-    assert single.schema.field("sepal_width").type == pa.float32()
+    precisions = [pa.ipc.open_stream(body).schema.field(FEATURES).type.value_type for _, body in outlet.messages]
+    assert precisions == [pa.float64(), pa.float32(), pa.float64()]
+    assert single["sepal_width"].to_pylist() == np.float32(forest.x[:2, 1]).tolist()
     assert text.schema.field("time").type == pa.timestamp("us", "UTC")
     np.testing.assert_allclose(regression["prediction"], ridge.estimator.predict(ridge.x[:2]))
     assert "label" not in regression.column_names
@@ -243,7 +255,7 @@ async def test_a_message_that_can_never_be_sent_is_counted_and_does_not_block_th
 
 async def test_what_cannot_be_written_is_counted_and_does_not_block_the_rest(outlet, iris):
     log, model = PredictionLog(outlet.publish, IDS, max_rows=1, linger=0.001), iris.load()
-    add(log, model, iris.x[:1], numbers=[0], trace_ids=["\ud800"])
+    add(log, model, iris.x[:1], numbers=[0], trace_ids={0: "\ud800"})
     (sender,) = asyncio.all_tasks() - {asyncio.current_task()}
     with pytest.raises(ExceptionGroup):
         await sender
@@ -256,7 +268,7 @@ async def test_what_cannot_be_written_is_counted_and_does_not_block_the_rest(out
 
 
 async def test_while_the_broker_is_away_the_oldest_are_dropped_beyond_the_bound(outlet, iris, caplog):
-    log, model = PredictionLog(outlet.publish, IDS, linger=3600, max_pending_bytes=20_000), iris.load()
+    log, model = PredictionLog(outlet.publish, IDS, linger=3600, max_pending_bytes=42_000), iris.load()
     with caplog.at_level(logging.ERROR):
         for at in range(100):
             add(log, model, iris.x[:1], numbers=[at])
@@ -331,7 +343,7 @@ async def test_who_waits_for_the_disk_is_told_that_his_prediction_is_lost(outlet
 
 
 async def test_who_waits_for_the_disk_is_told_when_his_prediction_makes_room_for_later_ones(outlet, iris):
-    log, model, told = PredictionLog(outlet.publish, IDS, linger=3600, max_pending_bytes=2000), iris.load(), []
+    log, model, told = PredictionLog(outlet.publish, IDS, linger=3600, max_pending_bytes=4000), iris.load(), []
     for _ in range(4):
         add(log, model, iris.x[:1], then=told.append)
 
@@ -342,7 +354,7 @@ async def test_who_waits_for_the_disk_is_told_when_his_prediction_makes_room_for
 
 async def test_what_cannot_be_written_is_told_to_those_who_wait_for_it(outlet, iris):
     log, told = PredictionLog(outlet.publish, IDS, linger=3600), []
-    add(log, iris.load(), iris.x[:1], trace_ids=["\ud800"], then=told.append)
+    add(log, iris.load(), iris.x[:1], trace_ids={0: "\ud800"}, then=told.append)
     (sender,) = asyncio.all_tasks() - {asyncio.current_task()}
     with pytest.raises(ExceptionGroup):
         await sender

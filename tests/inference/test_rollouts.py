@@ -34,9 +34,9 @@ from meguri_contracts.spec import CanaryPolicy, ModelSpec, TrialPolicy
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
 from meguri_inference import rollouts
 from meguri_inference.app import build
-from meguri_inference.prediction_log import read_batch
 from meguri_inference.settings import Settings
 from tests.conftest import ROOT, Broker, until
+from tests.inference.replicas import rows_of
 from tests.services import Wire, name, running, wire
 
 
@@ -74,7 +74,7 @@ class Inference:
     async def logged(self) -> list[dict[str, Any]]:
         """All rows of the prediction log."""
         stored = await self.wire.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{self.model}")
-        return [row for message in stored for row in read_batch(message.data).to_pylist()]
+        return [row for message in stored for row in rows_of(message.data).to_pylist()]
 
     async def serve(self, fitted: Any, version: int) -> None:
         """Roll a version out and wait until it serves."""
@@ -263,7 +263,7 @@ async def test_predictions_are_published_with_features_and_answers(inference, ir
     answer = (await inference.infer(iris, rows=2, **{"Meguri-Producer": "a camera"})).json()
 
     (message,) = await until(lambda: inference.wire.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{inference.model}"))
-    rows = read_batch(message.data).to_pylist()
+    rows = rows_of(message.data).to_pylist()
     prediction_id = answer["parameters"]["prediction_id"]
     assert [row["prediction_id"] for row in rows] == [f"{prediction_id}:0", f"{prediction_id}:1"]
     assert {(row["model"], row["version"], row["producer"]) for row in rows} == {(inference.model, 1, "a camera")}
@@ -283,7 +283,7 @@ async def test_predictions_in_hand_are_published_before_the_replica_is_gone(own_
             assert await beside.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{model}") == []
 
         (message,) = await beside.stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{model}")
-        assert read_batch(message.data).num_rows == 3
+        assert rows_of(message.data).num_rows == 3
 
 
 async def test_a_version_that_serves_is_said_once_the_log_takes_it(inference, iris, monkeypatch):

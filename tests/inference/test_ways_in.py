@@ -25,10 +25,10 @@ from meguri_chassis.service import Service
 from meguri_contracts.topology import INFER_PREFIX, PREDICTION_PREFIX, PREDICTIONS
 from meguri_inference import replying
 from meguri_inference.app import build
-from meguri_inference.prediction_log import read_batch
 from meguri_inference.protocol import Codec
 from meguri_inference.settings import Settings
 from tests.conftest import until
+from tests.inference.replicas import rows_of
 from tests.inference.signatures import PEOPLE
 from tests.inference.test_rollouts import Inference
 from tests.services import Wire, name, running, wire
@@ -440,5 +440,5 @@ async def test_predictions_by_message_and_by_rows_are_logged_like_others(ways):
 
 async def logged(ways: Ways, wanted: dict[str, str]) -> bool:
     messages = await Wire(ways.nats.jetstream()).stored(PREDICTIONS, f"{PREDICTION_PREFIX}.{ways.model}")
-    rows = [row for message in messages for row in read_batch(message.data).to_pylist()]
+    rows = [row for message in messages for row in rows_of(message.data).to_pylist()]
     return {row["prediction_id"]: row["producer"] for row in rows} == wanted

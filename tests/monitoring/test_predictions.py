@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
@@ -9,8 +10,9 @@ import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from meguri_contracts.errors import Invalid, Malformed
+from meguri_contracts.predictions import FEATURES, HEAD
 from meguri_monitoring import tables
-from meguri_monitoring.predictions import read
+from meguri_monitoring.predictions import parts_of, read
 from meguri_monitoring.tables import TableBusy, append, find
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -53,38 +55,35 @@ def test_a_message_becomes_the_rows_that_were_predicted():
     (batch,) = batches(["a", "b:0", "b:1"], 42, producers=["p", "q", "p"])
 
     assert (batch.model, batch.version, batch.sequence) == ("digits", 1, 42)
-    assert batch.features == ("x", "y")
-    assert batch.rows.tolist() == [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5]]
-    assert batch.ids == ("a", "b:0", "b:1")
-    assert batch.producers == ("p", "q", "p")
+    assert batch.frame.select("x", "y").rows() == [(0.0, 0.5), (1.0, 0.5), (2.0, 0.5)]
+    assert batch.frame["prediction_id"].to_list() == ["a", "b:0", "b:1"]
+    assert batch.frame["producer"].to_list() == ["p", "q", "p"]
     assert batch.frame["sequence"].to_list() == [42] * 3
 
 
 def test_a_message_of_two_versions_becomes_a_batch_of_each():
     batch_1, batch_2 = batches(["a", "b", "c"], 1, version=[1, 2, 1])
 
-    assert (batch_1.version, batch_1.ids) == (1, ("a", "c"))
-    assert (batch_2.version, batch_2.ids) == (2, ("b",))
-    assert batch_2.rows.tolist() == [[1.0, 0.5]]
+    assert (batch_1.version, batch_1.frame["prediction_id"].to_list()) == (1, ["a", "c"])
+    assert (batch_2.version, batch_2.frame.select("prediction_id", "x", "y").rows()) == (2, [("b", 1.0, 0.5)])
 
 
 def test_a_regression_is_read_as_well():
     rows = table(["a"]).drop_columns(["label", "probability"]).append_column("prediction", [[1.5]])
     (batch,) = read(sent(rows), 1)
 
-    assert batch.features == ("x", "y")
+    assert batch.frame.columns[-4:] == ["x", "y", "prediction", "sequence"]
     assert batch.frame["prediction"].to_list() == [1.5]
 
 
-def test_narrow_types_and_dictionaries_are_read_and_missing_values_are_nan():
+def test_narrow_types_and_dictionaries_are_read_and_missing_values_stay_missing():
     rows = table(["a", "b"], x=pa.array([1.5, None], pa.float32()), y=pa.array([1, 2], pa.int16()))
     rows = rows.set_column(2, "model", rows["model"].dictionary_encode())
     rows = rows.set_column(3, "version", rows["version"].cast(pa.int32()))
     (batch,) = read(sent(rows), 1)
 
-    assert batch.rows.dtype == np.float64
-    assert batch.rows[0].tolist() == [1.5, 1.0]
-    assert np.isnan(batch.rows[1, 0])
+    assert batch.frame.select("model", "version", "x", "y").rows() == [("digits", 1, 1.5, 1), ("digits", 1, None, 2)]
+    assert batch.frame.schema["x"] == pl.Float64
 
 
 @pytest.mark.parametrize(
@@ -205,37 +204,32 @@ def test_entity_role_and_latency_are_read_and_filled_in_where_an_older_replica_s
     assert new.frame.select(columns).row(0) == ("customer-7", "canary", 1500)
     assert old.frame.select(columns).row(0) == (None, "champion", None)
     assert old.frame.schema == new.frame.schema
-    assert new.features == ("x", "y")
 
 
-def test_rows_of_a_shadow_are_kept_but_not_among_those_that_are_counted():
+def test_rows_of_a_shadow_are_kept_too():
     (batch,) = read(sent(detailed(["a", "b", "c"], ["arm", "shadow", "shadow"])), 1)
 
-    assert (batch.ids, batch.producers, batch.rows.tolist()) == (("a",), ("scanner-a",), [[0.0, 0.5]])
     assert batch.frame["prediction_id"].to_list() == ["a", "b", "c"]
+    assert batch.frame["_role"].to_list() == ["arm", "shadow", "shadow"]
 
 
-def test_text_and_booleans_stay_what_they_are_and_only_numbers_and_booleans_have_rows():
+def test_text_and_booleans_stay_what_they_are():
     (batch,) = batches(["a", "b"], 1, x=[1, 2], town=["Kiel", None], open=[True, None])
 
     assert batch.frame.schema["x"] == pl.Int64
     assert batch.frame.select("town", "open").rows() == [("Kiel", True), (None, None)]
-    assert (batch.features, batch.flags) == (("x", "open"), {"open"})
-    assert batch.rows[0].tolist() == [1.0, 1.0]
-    assert np.isnan(batch.rows[1, 1])
 
 
 def test_predictions_on_text_alone_are_read():
     (batch,) = batches(["a", "b"], 1, town=["Kiel", "Ulm"])
 
-    assert (batch.features, batch.rows.shape) == ((), (2, 0))
+    assert batch.frame["town"].to_list() == ["Kiel", "Ulm"]
 
 
 def test_an_outlier_has_a_label_and_a_score():
     rows = table(["a"]).rename_columns({"probability": "score"})
     (batch,) = read(sent(rows), 1)
 
-    assert batch.features == ("x", "y")
     assert batch.frame.select("label", "score").row(0) == ("7", 0.9)
 
 
@@ -245,7 +239,7 @@ OLDER = ("_entity", "_role", "_latency")
 def write_as_before(uri: str, sequence: int, *ids: str, **features) -> None:
     """Append to a table as releases did that knew of no roles, and had each feature as a number."""
     (batch,) = batches(ids, sequence, **features)
-    frame = batch.frame.drop(OLDER).cast(dict.fromkeys(batch.features, pl.Float64))
+    frame = batch.frame.drop(OLDER).cast(dict.fromkeys(parts_of(batch.frame.columns)[0], pl.Float64))
     marker = CommitProperties(app_transactions=[Transaction("predictions", sequence)])
     write_deltalake(uri, frame.to_arrow(), mode="append", commit_properties=marker)
 
@@ -288,3 +282,114 @@ def test_what_is_not_the_same_in_the_type_of_the_table_is_refused(tmp_path):
         append(str(tmp_path), batches(["b"], 2, x=[0.5], town=["Ulm"]))
     append(str(tmp_path), batches(["c"], 3, x=[2], town=pa.nulls(1)))
     assert rows_of(tmp_path).sort("sequence").select("x", "town").rows() == [(1, "Kiel"), (2, None)]
+
+
+# --- messages that say once what their rows share ------------------------------------------------------------------------
+
+PROCESS, SUFFIX = "0123abcd", "beef"
+MICROSECONDS = int(NOON.timestamp()) * 1_000_000
+DETAILS = {"model": "digits", "version": 1, "role": "canary", "process": PROCESS, "trace_suffix": SUFFIX}
+OF_THREE = {**DETAILS, "producer": "scanner-a", "features": ("x", "y")}
+
+
+def short(head=OF_THREE, **other) -> bytes:
+    """A message of a request of one row and one of two; `other` columns come in place of the usual ones or are left out."""
+    columns = {
+        "time": pa.array([MICROSECONDS, MICROSECONDS + 1, MICROSECONDS + 1], pa.timestamp("us", "UTC")),
+        "_number": pa.array([10, 11, 11], pa.int32()),
+        "_row": pa.array([-1, 0, 1], pa.int32()),
+        "producer": pa.nulls(3),
+        "trace_id": pa.nulls(3),
+        "_entity": pa.nulls(3),
+        "_latency": pa.array([7, 8, 8], pa.int64()),
+        FEATURES: pa.FixedSizeListArray.from_arrays(pa.array([0.0, 0.5, 1.0, 0.5, 2.0, 0.5], pa.float32()), 2),
+        "label": ["7", "7", "7"],
+        "probability": pa.array([0.5] * 3, pa.float32()),
+    }
+    kept = {name: column for name, column in (columns | other).items() if column is not None}
+    return sent(pa.table(kept).replace_schema_metadata({HEAD: json.dumps(head)}))
+
+
+def prediction_id(microseconds: int, number: int) -> str:
+    return f"{microseconds:014x}{PROCESS}{number:06x}"
+
+
+def test_what_rows_share_is_said_of_each_as_older_messages_do():
+    one, two = prediction_id(MICROSECONDS, 10), prediction_id(MICROSECONDS + 1, 11)
+    long = detailed([one, f"{two}:0", f"{two}:1"], ["canary"] * 3, latencies=[7, 8, 8])
+    moments = [NOON, *[NOON + timedelta(microseconds=1)] * 2]
+    long = long.set_column(1, "time", pa.array(moments, pa.timestamp("us", "UTC")))
+    long = long.set_column(5, "trace_id", pa.array([one + SUFFIX, two + SUFFIX, two + SUFFIX]))
+    long = long.set_column(long.num_columns - 1, "probability", pa.array([0.5] * 3))
+
+    (new,), (old,) = read(short(), 5), read(sent(long), 5)
+
+    assert (new.model, new.version, new.sequence) == ("digits", 1, 5)
+    assert new.frame.equals(old.frame)
+    assert new.frame.schema == old.frame.schema
+
+
+def test_what_is_said_of_a_single_row_holds_for_that_row():
+    (batch,) = read(
+        short(
+            DETAILS | {"features": ("x", "y")},
+            producer=pa.array(["a", "b", "b"]),
+            trace_id=pa.array(["own", "", None]),
+            _entity=pa.array([None, "guest 7", "guest 7"]),
+        ),
+        5,
+    )
+
+    derived = prediction_id(MICROSECONDS + 1, 11) + SUFFIX
+    assert batch.frame["producer"].to_list() == ["a", "b", "b"]
+    assert batch.frame["trace_id"].to_list() == ["own", derived, derived]
+    assert batch.frame["_entity"].to_list() == [None, "guest 7", "guest 7"]
+
+
+def test_features_that_are_not_all_numbers_have_a_column_each():
+    text = {"town": ["Kiel", None, "Ulm"], "open": [True, False, None], "label": ["7"] * 3, "probability": [0.5] * 3}
+    columns = {FEATURES: None, "label": None, "probability": None}
+    message = pa.ipc.open_stream(short(DETAILS | {"producer": "a"}, **columns)).read_all()
+    for name, values in text.items():
+        message = message.append_column(name, pa.array(values))
+
+    (batch,) = read(sent(message), 5)
+
+    assert batch.frame.select("town", "open").rows() == [("Kiel", True), (None, False), ("Ulm", None)]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (short({"model": "digits"}), "head of a message"),
+        (short(OF_THREE | {"process": "Ümläut12"}), "head of a message"),
+        (short(time=None), "begins with the columns time"),
+        (short(_number=["a", "b", "c"]), "'_number' is string"),
+        (short(_row=pa.array([None, 0, 1], pa.int32())), "'_row' is empty in 1"),
+        (short(DETAILS | {"features": ("x", "y")}), "'producer' is empty in 3"),
+        (short(OF_THREE | {"features": ("x",)}), "the 1 features of each prediction"),
+        (short(OF_THREE | {"features": ("x", "x")}), "'x' cannot be a feature"),
+        (short(OF_THREE | {"features": ("x", "sequence")}), "'sequence' cannot be a feature"),
+        (short(**{FEATURES: [0.5, 1.5, 2.5]}), "the 2 features of each prediction"),
+        (short(**{FEATURES: pa.array([[1.0, 2.0], None, [1.0, 2.0]], pa.list_(pa.float32(), 2))}), "empty in 1"),
+        (short(probability=None), "predictions are prediction_id"),
+    ],
+)
+def test_a_message_that_is_not_as_agreed_is_malformed(message, reason):
+    with pytest.raises(Malformed, match=reason):
+        read(message, 1)
+
+
+def test_a_damaged_message_is_malformed_or_read_and_nothing_worse():
+    random = np.random.default_rng(0)
+    whole = np.frombuffer(short(_entity=pa.array(["a", "bc", "d"]), trace_id=pa.array(["x", "", "z"])), np.uint8)
+    read_anyway = 0
+    for _ in range(500):
+        damaged = whole.copy()
+        damaged[random.integers(0, len(whole), 3)] = random.integers(0, 256, 3)
+        try:
+            read_anyway += len(read(damaged.tobytes(), 1))
+        except Malformed:
+            continue
+
+    assert read_anyway < 500

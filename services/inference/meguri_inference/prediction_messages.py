@@ -19,14 +19,14 @@ from meguri_inference.tensors import Array
 if TYPE_CHECKING:
     from meguri_inference.predicting import LoadedModel
 
-MAX_MESSAGE_BYTES = 512 * 1024
+MAX_MESSAGE_BYTES = 1000 * 1024
 MAX_MESSAGE_ROWS = 5000
 """Rows that are put together without letting the loop go on, unless a single request has more."""
 
 _TYPES = {"BYTES": pa.string(), "INT64": pa.int64(), "BOOL": pa.bool_(), "FP32": pa.float32(), "FP64": pa.float64()}
 _FRAME_BYTES, _PER_ROW_BYTES = 4096, 40
 """Of a message beside its columns, and of a row beside its features and texts, at most about."""
-_REQUEST_BYTES, _ENTRY_BYTES, _OBJECT_BYTES = 64, 2048, 64
+_REQUEST_BYTES, _ENTRY_BYTES, _OBJECT_BYTES = 64, 1024, 64
 """About what a request, requests answered together, and a Python object take in memory while they wait."""
 
 

@@ -1,19 +1,19 @@
-"""Predictions as inference sends them.
+"""Predictions as they are kept: the columns of `ABOUT` and `PREDICTION_DETAILS`, one per feature, and the answer.
 
-A message of the stream is an Arrow IPC stream with the columns of `ABOUT`, those of `PREDICTION_DETAILS` (older replicas send
-none), a column per feature, and the answer: `label` and `probability`, `label` and `score`, or `prediction`. One request of
-several rows gives ids `<id>:0`, `<id>:1`, …
+Messages are Arrow IPC streams. Those of older releases have these columns already, the oldest without `PREDICTION_DETAILS`;
+what others look like stands in `meguri_contracts.predictions`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from meguri_contracts.errors import Malformed
+from meguri_contracts.predictions import PredictionsHead
 from meguri_contracts.spec import PREDICTION_DETAILS
+from meguri_monitoring import prediction_messages
 
 ABOUT = ("prediction_id", "time", "model", "version", "producer", "trace_id")
 ENTITY, ROLE, LATENCY = PREDICTION_DETAILS
@@ -34,29 +34,19 @@ _TYPES: dict[str, pl.DataType] = {
     "trace_id": pl.String(),
 }
 DETAIL_TYPES: dict[str, pl.DataType] = {ENTITY: pl.String(), ROLE: pl.String(), LATENCY: pl.Int64()}
+_ABOUT = _TYPES | DETAIL_TYPES
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Predictions of one model version out of one message, in their order.
-
-    `rows`, `ids` and `producers` are of the answers that were given, `frame` has those of shadows too.
-    """
+    """Predictions of one model version out of one message, in their order."""
 
     model: str
     version: int
     sequence: int
     """Of the message in its stream."""
-    features: tuple[str, ...]
-    """Those that are numbers or booleans."""
-    rows: np.ndarray
-    """Values of these, [n, features]; NaN where there is none."""
-    ids: tuple[str, ...]
-    producers: tuple[str, ...]
     frame: pl.DataFrame
-    """The rows with every column, as the table keeps them."""
-    flags: frozenset[str] = frozenset()
-    """Those of the features that are booleans."""
+    """The rows with every column, as the table keeps them; those of shadows too."""
 
 
 def read(message: bytes, sequence: int) -> list[Batch]:
@@ -66,33 +56,19 @@ def read(message: bytes, sequence: int) -> list[Batch]:
     """
     try:
         table = pa.ipc.open_stream(message).read_all()
-    except (pa.ArrowException, OSError, EOFError) as error:
+        # Or a damaged message could make others read where there is nothing.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise Malformed(f"not an Arrow IPC stream: {error}") from error
-    features = _features(table.column_names)
-    frame = _normalised(table, features).with_columns(pl.lit(sequence, pl.Int64).alias(SEQUENCE))
+    head = prediction_messages.head_of(table.schema)
+    columns = _columns(table, head)
+    frame = pl.DataFrame([*columns, pl.Series(SEQUENCE, [sequence]).new_from_index(0, table.num_rows)])
+    if head:
+        return [Batch(head.model, head.version, sequence, frame)]
     return [
-        _batch(str(model), int(str(version)), sequence, features, part)
+        Batch(str(model), int(str(version)), sequence, part)
         for (model, version), part in frame.group_by("model", "version", maintain_order=True)
     ]
-
-
-def _batch(model: str, version: int, sequence: int, features: Sequence[str], frame: pl.DataFrame) -> Batch:
-    given = frame.filter(pl.col(ROLE) != SHADOW)
-    flags = frozenset(name for name in features if frame.schema[name] == pl.Boolean)
-    counted = tuple(name for name in features if frame.schema[name].is_numeric() or name in flags)
-    return Batch(
-        model=model,
-        version=version,
-        sequence=sequence,
-        features=counted,
-        rows=given.select(pl.col(counted).cast(pl.Float64).fill_null(np.nan)).to_numpy()
-        if counted
-        else np.empty((given.height, 0)),
-        ids=tuple(given["prediction_id"]),
-        producers=tuple(given["producer"]),
-        frame=frame,
-        flags=flags,
-    )
 
 
 def _features(columns: Sequence[str]) -> tuple[str, ...]:
@@ -112,21 +88,29 @@ def _features(columns: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _normalised(table: pa.Table, features: Sequence[str]) -> pl.DataFrame:
-    """The columns with the types that tables keep, those of `PREDICTION_DETAILS` added where they are missing."""
+def _columns(table: pa.Table, head: PredictionsHead | None) -> list[pl.Series]:
+    """The columns with the types that tables keep, those of `PREDICTION_DETAILS` added where they are missing.
+
+    One by one: in expressions over a whole frame polars spends more on a message than on its rows.
+    """
     try:
-        frame = pl.DataFrame(table)
-        details = [pl.lit(None, kind).alias(name) for name, kind in DETAIL_TYPES.items() if name not in frame.columns]
-        frame = frame.with_columns(details)
-        answer = [name for name in table.column_names[len(ABOUT) :] if name not in (*features, *DETAIL_TYPES)]
-        types = _TYPES | DETAIL_TYPES | {name: _kept_type(frame.schema[name]) for name in (*features, *answer)}
-        frame = frame.select(list(types)).cast(types)
-    except (pl.exceptions.PolarsError, TypeError) as error:
+        sent = (
+            prediction_messages.unfold(table, head) if head else list(map(pl.Series, table.column_names, table.columns))
+        )
+        _features([column.name for column in sent])
+        columns = {column.name: column for column in sent}
+        for name in DETAIL_TYPES.keys() - columns.keys():
+            columns[name] = pl.Series(name, [None], DETAIL_TYPES[name]).new_from_index(0, table.num_rows)
+        kinds = _ABOUT | {name: _kept_type(column.dtype) for name, column in columns.items() if name not in _ABOUT}
+        kept = {name: columns[name].cast(kind) for name, kind in kinds.items()}
+    except (pl.exceptions.PolarsError, pa.ArrowException, TypeError) as error:
         raise Malformed(f"a column of predictions has a wrong type: {error}") from error
     for name in ABOUT:
-        if frame[name].null_count():
-            raise Malformed(f"{name!r} is empty in {frame[name].null_count()} predictions")
-    return frame.with_columns(pl.col(ROLE).fill_null(CHAMPION))
+        if nulls := kept[name].null_count():
+            raise Malformed(f"{name!r} is empty in {nulls} predictions")
+    if kept[ROLE].null_count():
+        kept[ROLE] = kept[ROLE].fill_null(CHAMPION)
+    return list(kept.values())
 
 
 def _kept_type(given: pl.DataType) -> pl.DataType:

@@ -18,8 +18,8 @@ from meguri_contracts.events import Role
 
 HEAD = b"meguri.predictions"
 PER_ROW = ("time", "_number", "_row", "producer", "trace_id", "_entity", "_latency")
-"""`_row` counts from 0 and is -1 where a request has one row only. A `producer` that is null is the one of the head, a
-`trace_id` that is null or empty is the one that follows from the id. `_latency` is in microseconds."""
+"""`_row` counts from 0 and is -1 where a request has one row only. A `trace_id` that is null or empty is the one that follows
+from the id. `_latency` is in microseconds. `producer`, `trace_id` and `_entity` are without a type where they are of no row."""
 
 FEATURES = "_features"
 
@@ -35,5 +35,5 @@ class PredictionsHead(BaseModel):
     process: Annotated[str, StringConstraints(pattern="^[0-9a-f]{8}$")]
     trace_suffix: Annotated[str, StringConstraints(pattern="^[0-9a-f]{4}$")]
     producer: str | None = None
-    """Who asked for all of them, if it was one."""
+    """Who asked for all of them, if it was one; else the column says it."""
     features: tuple[str, ...] = ()
