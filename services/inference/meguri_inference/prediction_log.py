@@ -42,7 +42,7 @@ class PredictionLog:
         publish: Publish,
         ids: PredictionIds,
         *,
-        max_rows: int = 5000,
+        max_rows: int = 10_000,
         linger: float = 0.1,
         max_pending_bytes: int = MAX_PENDING_BYTES,
         retry: float = 0.1,

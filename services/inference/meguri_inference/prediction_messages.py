@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meguri_inference.predicting import LoadedModel
 
 MAX_MESSAGE_BYTES = 1000 * 1024
-MAX_MESSAGE_ROWS = 5000
+MAX_MESSAGE_ROWS = 10_000
 """Rows that are put together without letting the loop go on, unless a single request has more."""
 
 _TYPES = {"BYTES": pa.string(), "INT64": pa.int64(), "BOOL": pa.bool_(), "FP32": pa.float32(), "FP64": pa.float64()}
