@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +169,45 @@ def test_rows_of_another_shape_are_refused():
         profile_of(["a", "b", "c"], NORMAL)
     with pytest.raises(Invalid, match="twice"):
         profile_of(["a", "a"], NORMAL)
+
+
+def test_a_reference_of_the_first_release_is_still_read():
+    kept = Path(__file__).parent / "profiles/of_the_first_release.json"
+    profile = Profile.from_json(kept.read_bytes())
+    feature = profile.features["x"]
+    live = profile.like()
+    live.update([[float(i % 7)] for i in range(70)])
+
+    assert (profile.categories, profile.outputs, profile.rows) == ({}, {}, 1_500)
+    assert feature.weighted[1].sum() == 1_500
+    assert feature.few is None
+    assert live.features["x"].counts[1:14:2].tolist() == [10] * 7
+
+
+@pytest.mark.parametrize(("distinct", "few"), [(5, dict.fromkeys([0.0, 1.0, 2.0, 3.0, 4.0], 600)), (6, None)])
+def test_values_of_a_few_are_counted_one_by_one(distinct, few):
+    rows = np.arange(3_000)[:, None] % distinct
+    whole = profile_of(["a"], rows)
+    parts = [whole.like(), whole.like()]
+    for part, some in zip(parts, (rows[:1_700], rows[1_700:]), strict=True):
+        part.update(some)
+    parts[0].merge(parts[1])
+
+    assert [one.features["a"].few for one in (whole, parts[0], Profile.from_json(whole.to_json()))] == [few] * 3
+
+
+@given(st.lists(st.integers(0, 4_000), max_size=5), st.integers(0, 4_000))
+def test_what_is_exact_of_many_rows_does_not_depend_on_how_they_were_cut_either(cuts, missing):
+    rows = NORMAL[:4_000].copy()
+    rows[:missing:3, 0] = np.nan
+    whole, pieces = profile_of(["a", "b"], rows).like(), profile_of(["a", "b"], rows).like()
+    whole.update(rows)
+    for piece in np.split(rows, sorted(cuts)):
+        pieces.update(piece)
+
+    for one, other in zip(whole.features.values(), pieces.features.values(), strict=True):
+        assert (other.moments, other.missing, other.min, other.max) == (one.moments, one.missing, one.min, one.max)
+        assert other.counts.tolist() == one.counts.tolist()
 
 
 @pytest.mark.parametrize("data", [b"", b"no", b"[]", b'{"features":{"a":{}}}', b'{"features":{"a":3}}'])

@@ -152,6 +152,13 @@ MISTAKES = {
     ),
     "a gate without a comparison": ({"gate": "r2"}, "gate.*not a comparison"),
     "no row kept out": ({"validation": {"holdout": 0}}, "holdout.*greater than 0"),
+    "a distance of numbers for a text": (
+        {
+            "dataset": {"name": "d", "columns": {"x_0": NUMBER, "plan": {"type": "string"}, "y": NUMBER}},
+            "monitor": {"methods": {"plan": {"method": "ks"}}},
+        },
+        "ks is for numbers, and 'plan' is a string",
+    ),
     "a window that cannot be judged": ({"monitor": {"window_rows": 100}}, "window_rows 100 is below min_rows 200"),
 }
 

@@ -137,12 +137,14 @@ def g_test(ours: Counts, theirs: Counts) -> float:
 
 
 def without_rare(ours: Counts, theirs: Counts) -> tuple[Counts, Counts]:
-    """Return the counts with those taken together of which too few rows are expected on the smaller side."""
+    """Return the counts of categories with those taken together of which too few rows are expected on the smaller side.
+
+    The strangers, which stand last, belong to these: of many rare categories a reference cannot have seen all.
+    """
     together = ours + theirs
     smaller = min(ours.sum(), theirs.sum())
     rare = together * smaller < EXPECTED * together.sum()
-    if np.count_nonzero(rare) < 2:
-        return ours, theirs
+    rare[-1] = True
     return np.append(ours[~rare], ours[rare].sum()), np.append(theirs[~rare], theirs[rare].sum())
 
 

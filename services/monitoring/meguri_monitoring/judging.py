@@ -10,17 +10,18 @@ from meguri_monitoring import blaming, drift, evidently, gaps
 from meguri_monitoring.findings import Culprit, Finding
 from meguri_monitoring.profiling import Share, together
 
-__all__ = ["NAMED", "Culprit", "Finding", "Judged", "judge"]
+__all__ = ["DISTANCES", "NAMED", "Culprit", "Finding", "Judged", "columns_of", "contributions", "judge"]
 
 NAMED = 20
 """Subjects of a kind that an event names and that are attributed to producers: the worst."""
 
-_DISTANCES: Mapping[EpisodeKind, blaming.Distance] = {
+DISTANCES: Mapping[EpisodeKind, blaming.Distance] = {
     "drift": blaming.distribution,
     "prediction": blaming.distribution,
     "missing": blaming.missing,
     "categories": blaming.strangers,
 }
+"""By kind, what producers contribute to."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,28 @@ def judge(
         tolerated=tolerated,
     )
     culprits = {
-        about: _culprit(about, moved, reference, shares) for about in _DISTANCES if (moved := whole.moved(about))
+        about: _culprit(about, moved, reference, shares) for about in DISTANCES if (moved := whole.moved(about))
     }
     return replace(whole, culprits=culprits) if culprits else whole
+
+
+def columns_of(profile: Profile, about: EpisodeKind) -> Mapping[str, ColumnProfile]:
+    """Return the columns that findings of a kind are about."""
+    return profile.outputs if about == "prediction" else profile.inputs
+
+
+def contributions(
+    about: EpisodeKind, subjects: Sequence[str], reference: Profile, shares: Mapping[str, Share]
+) -> tuple[blaming.Contribution, ...]:
+    """Return what each producer adds to what moved in one respect, most first."""
+    columns = [
+        (
+            columns_of(reference, about)[subject],
+            {name: columns_of(share.profile, about)[subject] for name, share in shares.items()},
+        )
+        for subject in subjects
+    ]
+    return blaming.contributions(columns, DISTANCES[about])
 
 
 def _findings(reference: Profile, live: Profile, rule: Monitor) -> tuple[list[Finding], tuple[EpisodeKind, ...]]:
@@ -117,18 +137,6 @@ def _pairs(
 
 
 def _culprit(about: EpisodeKind, moved: Sequence[Finding], reference: Profile, shares: Mapping[str, Share]) -> Culprit:
-    columns = [
-        (
-            columns_of(reference, about)[one.subject],
-            {name: columns_of(share.profile, about)[one.subject] for name, share in shares.items()},
-        )
-        for one in moved[:NAMED]
-    ]
-    top = blaming.contributions(columns, _DISTANCES[about])[0]
+    top = contributions(about, [one.subject for one in moved[:NAMED]], reference, shares)[0]
     share = shares[top.producer]
     return Culprit(top.producer, top.share, share.samples, share.traces)
-
-
-def columns_of(profile: Profile, about: EpisodeKind) -> Mapping[str, ColumnProfile]:
-    """Return the columns that findings of a kind are about."""
-    return profile.outputs if about == "prediction" else profile.inputs

@@ -382,6 +382,10 @@ class ModelSpec(_Spec):
         for field, names in named.items():
             if unknown := [name for name in names if name not in features]:
                 raise ValueError(f"monitor.{field}: {unknown[0]!r} is no feature of the model")
+        for name, method in self.monitor.methods.items():
+            kind = self.dataset.columns[name].type
+            if method.method in ("ks", "wasserstein") and kind in (ColumnType.string, ColumnType.boolean):
+                raise ValueError(f"monitor.methods: {method.method} is for numbers, and {name!r} is a {kind}")
         return self
 
     @model_validator(mode="after")
