@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meguri_chassis.reader import BATCH
 from meguri_contracts.events import (
     AnomalyDetected,
     DriftDetected,
@@ -19,11 +20,12 @@ from meguri_contracts.events import (
     Trigger,
 )
 from meguri_contracts.spec import ModelSpec
+from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
 from meguri_monitoring.episodes import CHANGED
 from meguri_monitoring.timeline import sentence
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, Monitoring, message, monitoring_in, values
-from tests.services import name
+from tests.services import name, wire
 
 WATCHED = {"silence": 1}
 
@@ -90,6 +92,24 @@ async def test_silence_that_began_before_a_restart_is_told_after_it(broker, data
     async with monitoring_in(tmp_path, broker, database_url, artifacts, model) as monitoring:
         (silent,) = await monitoring.said(AnomalyDetected)
     assert silent.value >= 3600
+
+
+async def test_what_waits_to_be_recorded_is_no_silence(broker, tmp_path):
+    """More messages than are recorded at once, of which only the last is fresh, wait when the service comes back."""
+    model, database_url = name("m"), f"sqlite:///{tmp_path}/monitoring.db"
+    async with monitoring_in(tmp_path, broker, database_url, tmp_path / "artifacts", model) as monitoring:
+        await monitoring.apply(silence=600)
+        await monitoring.roll_out(1)
+    now = datetime.now(UTC)
+    old = [message(model, values(1, seed), time=now - timedelta(hours=1)) for seed in range(BATCH + 1)]
+    fresh = message(model, values(2 * WINDOW, 1), time=now)
+    async with wire(broker) as beside:
+        for body in (*old, fresh):
+            await beside.js.publish(f"{PREDICTION_PREFIX}.{model}", body, stream=PREDICTIONS)
+
+    async with monitoring_in(tmp_path, broker, database_url, tmp_path / "artifacts", model) as monitoring:
+        await monitoring.windows((BATCH + 1) // WINDOW + 2)
+        assert await monitoring.wire.said(AnomalyDetected, model) == []
 
 
 async def test_two_replicas_tell_a_silence_once(listening, broker, database_url, tmp_path):
