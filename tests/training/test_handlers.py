@@ -8,11 +8,14 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.events import (
+    AnomalyDetected,
     Contribution,
     DataCommitted,
     ModelTrained,
+    PerformanceDegraded,
     PromotionRejected,
     TrainingFailed,
+    TrainingPostponed,
     TrainingRequested,
     TrainingStarted,
 )
@@ -115,6 +118,26 @@ async def test_a_database_from_before_knows_what_its_runs_learned_from(training)
         assert store.run_with(session, model, model, 0) == started.run
         assert store.run_with(session, model, model, 1) is None
     database.close()
+
+
+async def test_an_episode_that_asks_for_a_model_is_answered_when_the_rows_that_show_it_have_come(training):
+    model = name("flowers")
+    await training.wire.apply(spec(model, retrain={"rows": None}))
+    await training.commit(model, FLOWERS)
+    (trained,) = await training.said(ModelTrained, model)
+    await training.wire.say(PromotionRejected(model=model, version=1, run=trained.run, reason="no"))
+    silent = {"about": "silence", "subject": "predictions", "value": 9, "expected": 1}
+    numbers = {"metric": "accuracy", "before": 0.9, "now": 0.6, "labels": 200}
+    await training.wire.say(AnomalyDetected(model=model, version=1, episode="other", **silent))
+    await training.wire.say(PerformanceDegraded(model=model, version=1, episode="ep", **numbers), id=(id_ := name("e")))
+
+    (waits,) = await training.said(TrainingPostponed, model)
+    assert ([one.event for one in waits.triggers], waits.reason) == ([id_], "new rows that show it are needed")
+    assert (await training.state(model))["waits_for"].startswith("the answers have become worse, and new rows")
+    committed = await training.commit(model, FLOWERS)
+    _, second = await training.said(TrainingStarted, model, 2)
+    assert [one.event for one in second.triggers][-2:] == [id_, committed]
+    assert len(await training.wire.said(TrainingPostponed, model)) == 1
 
 
 async def test_of_a_version_that_no_run_used_it_is_said_what_it_waits_for(training):
