@@ -1,6 +1,7 @@
 """An episode and a week as reports tell them."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,19 @@ def evidence() -> dict[str, Any]:
                 "score": 0.08,
                 "threshold": 0.01,
                 "bins": ["wide", "tele", "other"],
-                "reference": [4000, 1000, 0],
-                "current": [380, 80, 40],
-                "producers": {"camera-b": {"share": None, "counts": [80, 50, 40]}},
+                "reference": {"rows": 5000, "missing": 0, "counts": [4000, 1000, 0]},
+                "current": {"rows": 500, "missing": 0, "counts": [380, 80, 40]},
+                "producers": {"camera-b": {"rows": 170, "missing": 0, "counts": [80, 50, 40]}},
+            },
+            {
+                "about": "missing",
+                "subject": "exposure",
+                "score": 0.3,
+                "threshold": 0.05,
+                "bins": ["up to 0", "above 0"],
+                "reference": {"rows": 5000, "missing": 50, "counts": [2000, 2950]},
+                "current": {"rows": 500, "missing": 155, "counts": [145, 200]},
+                "producers": {"camera-b": {"rows": 200, "missing": 150, "counts": [0, 50], "contribution": 1.02}},
             },
         ]
     }
@@ -100,12 +111,12 @@ def _numbers(subject: str, before: np.ndarray, now: np.ndarray, score: float) ->
         "subject": subject,
         "score": score,
         "threshold": 0.1,
-        "bins": [f"{edge:.1f}" for edge in EDGES[:-1]],
-        "reference": reference.tolist(),
-        "current": current.tolist(),
+        "bins": [f"{low:.1f} to {high:.1f}" for low, high in pairwise(EDGES)],
+        "reference": {"rows": 5000, "missing": 0, "counts": reference.tolist()},
+        "current": {"rows": 500, "missing": 0, "counts": current.tolist()},
         "producers": {
-            "camera-a": {"share": 0.02, "counts": (current - half).tolist()},
-            "camera-b": {"share": 0.94, "counts": half.tolist()},
+            "camera-a": {"rows": 300, "missing": 0, "counts": (current - half).tolist(), "contribution": -0.02},
+            "camera-b": {"rows": 200, "missing": 0, "counts": half.tolist(), "contribution": 0.94},
         },
     }
 

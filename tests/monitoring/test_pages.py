@@ -98,6 +98,8 @@ def test_an_episode_that_is_over_tells_its_story():
     # Worst first.
     assert shown.index(" brightness change in") < shown.index(" contrast change in")
     assert "distance 1.48, limit 0.1" in shown
+    assert "there 4,950 345 missing 50 155" in shown
+    assert "camera-a 0% of the change · 300 rows" in shown
     assert "2026-05-01 12:03:00 UTC" in shown
     assert "3/4 2026-05-01 12:00:00 401 500 100 1.48 0.1" in shown
 

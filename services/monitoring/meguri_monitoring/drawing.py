@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite, log10
 
-LABELS = 6
-"""Texts below a chart, at most."""
+from meguri_monitoring.wording import number
+
+LABELS, LONG_LABELS, LONG = 6, 3, 8
+"""Texts below a chart at most; of a histogram those that are longer than so many letters."""
 HEADROOM = 1.08
 """What the highest value leaves free above it."""
 
@@ -57,7 +59,8 @@ def histogram(labels: Sequence[str], reference: Sequence[float], current: Sequen
     top = max((*shares[0], *shares[1]), default=0) * HEADROOM or 1
     before, now = (_steps([100 - 100 * share / top for share in one]) for one in shares)
     width = 100 / max(len(labels), 1)
-    ticks = tuple(Tick((place + 0.5) * width, labels[place]) for place in _some(len(labels)))
+    most = LONG_LABELS if any(len(label) > LONG for label in labels) else LABELS
+    ticks = tuple(Tick((place + 0.5) * width, labels[place]) for place in _some(len(labels), most))
     return Histogram(before, now, ticks)
 
 
@@ -70,7 +73,7 @@ def line(
 ) -> Line:
     """Draw values over time; `limit` is what they should stay below, `within` the range to show instead of from zero on."""
     low, top = within or (0.0, _round_top([value for value in (*values, limit) if value is not None]))
-    places = [_place(number, len(values)) for number in range(len(values))]
+    places = [_place(place, len(values)) for place in range(len(values))]
     heights = [None if value is None else _height(value, low, top) for value in values]
     path, is_down = "", False
     for x, y in zip(places, heights, strict=True):
@@ -117,17 +120,18 @@ def _place(number: int, of: int) -> float:
     return 1.5 + 97 * (number / (of - 1) if of > 1 else 0.5)
 
 
-def _some(count: int) -> range:
-    """Return some of so many places, evenly from the first on."""
-    return range(0, count, max(-(-count // LABELS), 1))
+def _some(count: int, most: int = LABELS) -> range:
+    """Return some of so many places, evenly."""
+    step = max(-(-count // most), 1)
+    return range((step - 1) // 2, count, step)
 
 
 def _over_time(places: Sequence[float], labels: Sequence[str]) -> tuple[Tick, ...]:
-    return tuple(Tick(places[number], labels[number]) for number in _some(len(places)))
+    return tuple(Tick(places[place], labels[place]) for place in _some(len(places)))
 
 
 def _heights(low: float, top: float) -> tuple[Tick, ...]:
-    return tuple(Tick(100 - share * 100, f"{low + (top - low) * share:,.3g}") for share in (0, 0.5, 1))
+    return tuple(Tick(100 - share * 100, number(low + (top - low) * share)) for share in (0, 0.5, 1))
 
 
 def _height(value: float, low: float, top: float) -> float:

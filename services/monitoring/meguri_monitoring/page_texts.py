@@ -55,6 +55,8 @@ PAGE: dict[str, tuple[str, str]] = {
     "page.distance": ("Distance", "距離"),
     "page.limit": ("Limit", "しきい値"),
     "page.bin": ("Values", "値"),
+    "page.there": ("there", "値あり"),
+    "page.missing": ("missing", "欠損"),
     "page.numbers": ("The numbers", "数値で見る"),
     "page.made": ("Made {time}", "{time} 作成"),
     "page.as data": ("as data (JSON)", "データ（JSON）"),

@@ -1,7 +1,7 @@
 """Reports as pages that need nothing else: no script, no font, no picture from anywhere; names from outside are only text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from math import inf
@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meguri_contracts.events import AnomalyDetected, DriftDetected, Window
 from meguri_monitoring import drawing, telling
-from meguri_monitoring.story import Amount, Days, Story
+from meguri_monitoring.story import Amount, Compared, Days, Story
 from meguri_monitoring.wording import Language, duration, moment, number, percent, say
 
 _TEMPLATES = Environment(
@@ -46,7 +46,7 @@ def of_episode(story: Story, look: Look) -> str:
         subject=telling.subject_of(opening),
         lasted=_lasted(story, look),
         facts=_facts(story, language),
-        histograms=[(one, drawing.histogram(one.labels, one.reference, one.current)) for one in story.compared],
+        histograms=[_histogram(one, language) for one in story.compared],
         scores=scores if scores.dots else None,
         over_time=f"page.over time.{opening.about}" if opening.about in ("volume", "measure") else "page.over time.how",
         quality=_quality(story),
@@ -95,6 +95,12 @@ def headline(days: Days, language: Language) -> str:
     had = say("page.one episode" if count == 1 else "page.episodes count", language, count=count)
     still = say("page.some open" if open_ else "page.none open", language, count=open_)
     return say("page.had", language, count=had, open=still, **values)
+
+
+def _histogram(one: Compared, language: Language) -> tuple[Compared, drawing.Histogram]:
+    if one.about == "missing":
+        one = replace(one, labels=tuple(say(f"page.{label}", language) for label in one.labels))
+    return one, drawing.histogram(one.labels, one.reference, one.current)
 
 
 def _scores(story: Story) -> drawing.Line:

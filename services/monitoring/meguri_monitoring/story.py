@@ -13,6 +13,8 @@ WORST = 6
 """Subjects whose distributions are shown."""
 PRODUCERS = 5
 """Producers of each that are shown."""
+THERE, MISSING = "there", "missing"
+"""What is counted where the share of missing values is what changed."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,26 @@ def looked(judged: Judged, about: str, subject: str) -> Looked:
 
 def _compared(one: Mapping[str, Any]) -> Compared:
     parts = [
-        Part(name, part.get("share"), round(sum(part.get("counts", ()))))
+        Part(name, min(max(part["contribution"], 0.0), 1.0) if "contribution" in part else None, part["rows"])
         for name, part in one.get("producers", {}).items()
     ]
+    missing = one["about"] == "missing"
     return Compared(
         about=one["about"],
         subject=one["subject"],
         score=one["score"],
         threshold=one["threshold"],
-        labels=tuple(map(str, one["bins"])),
-        reference=tuple(one["reference"]),
-        current=tuple(one["current"]),
+        labels=(THERE, MISSING) if missing else tuple(map(str, one["bins"])),
+        reference=_counts(one["reference"], missing),
+        current=_counts(one["current"], missing),
         parts=tuple(sorted(parts, key=lambda part: -(part.share or 0))[:PRODUCERS]),
     )
+
+
+def _counts(figures: Mapping[str, Any], missing: bool) -> tuple[float, ...]:
+    if missing:
+        return figures["rows"] - figures["missing"], figures["missing"]
+    return tuple(figures["counts"])
 
 
 def _excess(score: float, threshold: float) -> float:
