@@ -2,7 +2,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from meguri_contracts.events import DriftDetected, EpisodeResolved, Label, LabelsArrived
+from meguri_chassis.store import Database
+from meguri_contracts.events import DriftDetected, EpisodeResolved, Label, LabelsArrived, Window
+from meguri_monitoring import measure_store
+from meguri_monitoring.app import MIGRATIONS
+from meguri_monitoring.judging import Finding, Judged
 from tests.conftest import until
 from tests.monitoring.conftest import message, values
 from tests.monitoring.episodes_of import KINDS, opening
@@ -117,6 +121,34 @@ async def test_a_model_s_report_has_its_quality_over_time(monitoring):
     assert await until(measured) == [(0.9, 10), (0.4, 10)]
     page = (await monitoring.http.get(f"/models/{monitoring.model}/report?days=2")).text
     assert "The share of right answers" in page
+
+
+async def test_an_episode_of_a_business_number_shows_the_numbers_around_it(monitoring, tmp_path):
+    subject, now = "person_counter.persons", datetime.now(UTC)
+    database = Database(f"sqlite:///{tmp_path}/monitoring.db", MIGRATIONS)
+    with database.write() as session:
+        for number, moved in ((0, False), (1, True), (2, True)):
+            finding = Finding("measure", subject, moved, 0.5 if moved else 0.01, 0.1, "share")
+            window = Window(first=number * 50 + 1, last=number * 50 + 50, rows=50)
+            ended = (now - timedelta(minutes=20 - number)).isoformat()
+            judged = Judged(3, number, window, True, (finding,), ended=ended)
+            kept = {"about": "measure", "subject": subject, "score": finding.score, "threshold": 0.1}
+            counts = {"bins": ["0", "1", "2"], "reference": [40, 100, 60], "current": [30, 20, 0]}
+            producers = {"producers": {"camera-b": {"counts": [30, 20, 0]}}}
+            evidence = {"subjects": [kept | counts | producers]}
+            measure_store.keep_window(session, monitoring.model, "person_counter", 1, judged, evidence)
+    database.close()
+    sequence = await monitoring.wire.say(opening(monitoring.model, "e-1", "measure", subject=subject))
+
+    after = {"Meguri-After": str(sequence)}
+    data = (await monitoring.http.get("/episodes/e-1/report?format=json", headers=after)).json()["story"]
+    page = (await monitoring.http.get("/episodes/e-1/report")).text
+
+    assert [(one["score"], one["moved"]) for one in data["looked"]] == [(0.01, False), (0.5, True), (0.5, True)]
+    (compared,) = data["compared"]
+    assert (compared["labels"], compared["current"]) == (["0", "1", "2"], [30, 20, 0])
+    assert compared["parts"] == [{"producer": "camera-b", "share": None, "rows": 50}]
+    assert "Outputs changed, inputs did not" in page
 
 
 async def test_what_is_not_there_has_no_report(monitoring):

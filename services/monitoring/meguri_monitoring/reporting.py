@@ -1,6 +1,6 @@
 """Reports of episodes and of a model's days: gathered from the tables, given as a page or as JSON."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -127,7 +127,11 @@ def tell(session: Session, row: EpisodeRow) -> Story:
     """Return the story of an episode."""
     opening = telling.read(row.detected)
     kept = episode_store.evidence(session, row.episode)
-    windows = _of_measure(session, row) if row.about == "measure" else _of_predictions(session, opening, kept)
+    evidence: Sequence[Mapping[str, Any]] = [one.evidence for one in kept]
+    if row.about == "measure":
+        windows, evidence = _of_measure(session, row)
+    else:
+        windows = _of_predictions(session, opening, kept)
     looked = [story.looked(one, opening.about, telling.subject_of(opening)) for one in windows]
     lines = episode_store.lines(session, row.episode)
     quality, metric = _quality(session, row.model, *_around(row)) if row.about == "performance" else ((), "")
@@ -140,7 +144,7 @@ def tell(session: Session, row: EpisodeRow) -> Story:
         acknowledged=utc(row.acknowledged) if row.acknowledged else None,
         actor=row.actor,
         note=row.note,
-        compared=_compared(kept),
+        compared=next((story.compared(one) for one in evidence if one.get("subjects")), []),
         looked=looked,
         happened=[Happened(utc(one.time), one.kind, one.text, one.trace) for one in lines],
         metric=metric,
@@ -188,23 +192,23 @@ def _of_predictions(session: Session, opening: Opening, kept: Sequence[EvidenceR
     return [found[number] for number in sorted(found)]
 
 
-def _of_measure(session: Session, row: EpisodeRow) -> list[Judged]:
-    """Return the windows of the evaluator's numbers around an episode, oldest first."""
+def _of_measure(session: Session, row: EpisodeRow) -> tuple[list[Judged], Sequence[Mapping[str, Any]]]:
+    """Return the windows of the evaluator's numbers around an episode, oldest first, and the evidence of those that moved."""
     evaluator = row.subject.partition(".")[0]
     since, until = (time.isoformat() for time in _around(row))
-    found = [measure_store.judged(one.judged) for one in measure_store.windows(session, row.model, evaluator, MOST)]
-    return [one for one in reversed(found) if one.version == row.version and since <= one.ended <= until]
+    found = [
+        (measure_store.judged(one.judged), one.evidence)
+        for one in reversed(measure_store.windows(session, row.model, evaluator, MOST))
+    ]
+    near = [(one, kept) for one, kept in found if one.version == row.version and since <= one.ended <= until]
+    moved = [kept for one, kept in near if any(finding.subject == row.subject for finding in one.moved("measure"))]
+    return [one for one, _ in near], moved
 
 
 def _around(row: EpisodeRow) -> tuple[datetime, datetime]:
     """From as long before an episode as it lasted, an hour at least, to its end or now."""
     began, ended = utc(row.opened), utc(row.resolved) if row.resolved else datetime.now(UTC)
     return began - max(ended - began, BEFORE), ended
-
-
-def _compared(kept: Sequence[EvidenceRow]) -> list[story.Compared]:
-    """What the first window says of which more than its verdict was kept."""
-    return next((story.compared(row.evidence) for row in kept if row.evidence.get("subjects")), [])
 
 
 def _volume(rows: pl.LazyFrame | None, since: datetime, until: datetime) -> list[int]:

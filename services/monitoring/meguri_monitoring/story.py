@@ -146,7 +146,7 @@ def looked(judged: Judged, about: str, subject: str) -> Looked:
 
 def _compared(one: Mapping[str, Any]) -> Compared:
     parts = [
-        Part(name, min(max(part["contribution"], 0.0), 1.0) if "contribution" in part else None, part["rows"])
+        Part(name, _share(part), part["rows"] if "rows" in part else round(sum(part["counts"])))
         for name, part in one.get("producers", {}).items()
     ]
     missing = one["about"] == "missing"
@@ -162,7 +162,15 @@ def _compared(one: Mapping[str, Any]) -> Compared:
     )
 
 
-def _counts(figures: Mapping[str, Any], missing: bool) -> tuple[float, ...]:
+def _share(part: Mapping[str, Any]) -> float | None:
+    """What a producer contributed: of the numbers of evaluators that is not known."""
+    return min(max(part["contribution"], 0.0), 1.0) if "contribution" in part else None
+
+
+def _counts(figures: Mapping[str, Any] | Sequence[float], missing: bool) -> tuple[float, ...]:
+    """Rows by bin, or those with a value and those without; of the numbers of evaluators the former is all there is."""
+    if not isinstance(figures, Mapping):
+        return tuple(figures)
     if missing:
         return figures["rows"] - figures["missing"], figures["missing"]
     return tuple(figures["counts"])
