@@ -45,6 +45,31 @@ def test_what_the_system_does_is_told(action, language):
     assert "cool-down until 13:00" in body
 
 
+@pytest.mark.parametrize(
+    ("about", "given", "said"),
+    [
+        ("missing", {"distance": 0.213}, "It is 21.3 percentage points away from that."),
+        ("categories", {"distance": 0.08}, "They are 8.0% of the values."),
+        ("prediction", {"distance": 0.2}, "Slight: the distance from the training data is 0.2; 0 would be no change."),
+        ("schema", {"value": 3, "text": "no column x"}, "3 rows could not be used. In the log: no column x."),
+        ("volume", {"value": 40, "expected": 8.5}, "40 requests a second; before it were 8.5."),
+        ("silence", {"value": 130, "expected": 60}, "No request for 2 min; more than 1 min is unusual here."),
+        (
+            "performance",
+            {},
+            "The share of right answers fell from 95.2% to 88.1%, as 1,200 answers show whose truth is known.",
+        ),
+        (
+            "performance",
+            {"metric": "mae", "before": 1.5, "now": 2.25, "labels": 90},
+            "The error (MAE) went from 1.5 to 2.25, as 90 answers show whose truth is known.",
+        ),
+    ],
+)
+def test_how_bad_it_is_is_told_in_the_unit_of_its_kind(about, given, said):
+    assert telling.how_bad(opening("digits", "e-1", about, **given), "en") == said
+
+
 def test_an_opening_reads_well_in_english():
     words = telling.opened(opening("digits", "e-1"), BEGAN, LINKS, "en")
 

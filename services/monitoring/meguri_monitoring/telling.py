@@ -98,6 +98,10 @@ def sentence(opening: Opening, language: Language) -> str:
 def how_bad(opening: Opening, language: Language) -> str:
     """How far from normal it is, in words and numbers."""
     match opening:
+        case DriftDetected(about="missing", distance=change):
+            return say("bad.missing", language, points=number(100 * change))
+        case DriftDetected(about="categories", distance=share):
+            return say("bad.categories", language, share=percent(share))
         case DriftDetected(distance=distance):
             level = next((name for limit, name in LEVELS if distance <= limit), "very strong")
             return say("bad.distance", language, level=say(f"level.{level}", language), distance=number(distance))
@@ -110,6 +114,9 @@ def how_bad(opening: Opening, language: Language) -> str:
         case AnomalyDetected(about="silence"):
             spans = {"value": duration(opening.value, language), "expected": duration(opening.expected, language)}
             return say("bad.silence", language, **spans)
+        case AnomalyDetected(about="schema"):
+            bad = say("bad.schema", language, value=number(opening.value))
+            return f"{bad} {say('said', language, reason=_clean(opening.text, REASON_LENGTH))}" if opening.text else bad
         case AnomalyDetected():
             numbers = {"value": number(opening.value), "expected": number(opening.expected)}
             return say(f"bad.{opening.about}", language, **numbers)
@@ -143,7 +150,7 @@ def end(opening: Opening, reason: str, champion: int, language: Language) -> tup
     replaced = champion != opening.version
     over = say("over.replaced" if replaced else "over.quiet", language, **versions)
     done = say("done.replaced" if replaced else "done.nothing", language, **versions)
-    return f"{over} {say('over.said', language, reason=_clean(reason, REASON_LENGTH))}", done
+    return f"{over} {say('said', language, reason=_clean(reason, REASON_LENGTH))}", done
 
 
 def _happened(opening: Opening, language: Language) -> Iterator[str]:

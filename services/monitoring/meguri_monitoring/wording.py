@@ -66,6 +66,11 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "{level}: the distance from the training data is {distance}; 0 would be no change.",
         "{level}（学習データからの距離 {distance}、変化がなければ 0）",
     ),
+    "bad.missing": (
+        "It is {points} percentage points away from that.",
+        "学習時との差は {points} ポイントです。",
+    ),
+    "bad.categories": ("They are {share} of the values.", "値全体の {share} を占めています。"),
     "bad.schema": ("{value} rows could not be used.", "{value} 行のデータを利用できませんでした。"),
     "bad.volume": (
         "{value} requests a second; before it were {expected}.",
@@ -123,7 +128,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "Version {now} has taken the place of version {before}.",
         "バージョン {before} に代わり、バージョン {now} が稼働を開始しました。",
     ),
-    "over.said": ("In the log: {reason}.", "記録：{reason}"),
+    "said": ("In the log: {reason}.", "記録：{reason}"),
     "done.nothing": (
         "The model was not changed: version {before} answers as before.",
         "モデルの変更は行っていません（バージョン {before} が引き続き稼働しています）。",
