@@ -5,12 +5,14 @@ import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
+import polars as pl
 import pytest
 
 from meguri_contracts.events import ArmQuality, Label, LabelsArrived, QualityMeasured
 from meguri_contracts.topology import MONITORING_LABELS
-from meguri_monitoring.quality import as_number, as_text
+from meguri_monitoring.quality import Cell, Sums, as_number, as_text, metrics, scored, task_of
 from tests.conftest import until
 from tests.monitoring.conftest import Monitoring, message, values
 from tests.monitoring.test_plans import settled
@@ -147,6 +149,24 @@ async def test_a_label_that_cannot_be_read_is_parked_and_others_go_on(at):
         await until(lambda: parked(monitoring, 3), "three dead letters")
 
 
+async def test_a_label_of_both_or_of_nothing_or_of_no_time_is_parked_with_the_reason(at):
+    async with at() as monitoring:
+        await monitoring.watch()
+        for odd in (
+            {"label": 1},
+            {"prediction_id": "p", "entity": "e", "label": 1},
+            {"entity": "e", "label": 1, "time": "2026-05-01T12:00:00"},
+            {"entity": "e", "label": 1, "time": "0001-01-01T00:00:00+14:00"},
+        ):
+            body = json.dumps({"labels": [{"prediction_id": "q", "label": 1}, odd]}).encode()
+            await monitoring.wire.publish("labels-arrived", monitoring.model, body)
+        await until(lambda: parked(monitoring, 4), "four dead letters")
+
+        reasons = [unquote(one["meguri-reason"]) for one in await monitoring.wire.parked(MONITORING_LABELS.name)]
+        said = ("give one of both", "give one of both", "timezone", "outside the years")
+        assert [part in reason for part, reason in zip(said, reasons, strict=True)] == [True] * 4
+
+
 async def test_a_model_that_cannot_be_counted_keeps_no_other_from_it_and_is_named(at):
     async with at() as monitoring:
         broken = replace(monitoring, model=name("a"))
@@ -225,3 +245,85 @@ async def all_said(monitoring: Monitoring) -> list[str]:
 )
 def test_a_label_is_compared_as_text_and_as_a_number(label, text, number):
     assert (as_text(label), as_number(label)) == (text, number)
+
+
+# --- one label, one answer --------------------------------------------------------------------------------------------
+
+
+def said_of(answers: dict[str, list], labels: dict[str, object]) -> pl.DataFrame:
+    """What labels say of answers to `p0`, `p1`, … as a table keeps them."""
+    count = len(next(iter(answers.values())))
+    rows = pl.DataFrame({"prediction_id": [f"p{i}" for i in range(count)]} | answers, strict=False)
+    truths = [(id_, as_text(true), as_number(true)) for id_, true in labels.items()]
+    schema = {"prediction_id": pl.String(), "_text": pl.String(), "_number": pl.Float64()}
+    return scored(rows.join(pl.DataFrame(truths, schema, orient="row"), on="prediction_id"), tuple(answers))
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "expected"),
+    [
+        (
+            {"label": [7, 8], "probability": [0.5, 0.5]},
+            {"p0": 7.0, "p1": "7", "p9": 8},
+            [("7", "7", 1.0), ("7", "8", 0.0)],
+        ),
+        (
+            {"label": ["7", "no"], "probability": [0.5, None]},
+            {"p0": 7, "p1": "no"},
+            [("7", "7", 1.0), ("no", "no", 1.0)],
+        ),
+        (
+            {"label": [True, False], "probability": [0.5, 0.5]},
+            {"p0": "true", "p1": 1},
+            [("true", "true", 1.0), ("true", "false", 0.0)],
+        ),
+        (
+            {"label": [1, 1], "score": [0.5, -0.5]},
+            {"p0": 1, "p1": "unheard of"},
+            [("1", "1", 1.0), ("unheard of", "1", 0.0)],
+        ),
+        (
+            {"label": [0.5, 2.0], "probability": [0.5, 0.5]},
+            {"p0": "0.5", "p1": 2},
+            [("0.5", "0.5", 1.0), ("2", "2", 1.0)],
+        ),
+        (
+            {"prediction": [1.5, 2.0, 3.0]},
+            {"p0": 1, "p1": "4", "p2": "no number"},
+            [(None, None, -0.5), (None, None, -2.0)],
+        ),
+        ({"prediction": [math.nan, None, 1.0]}, {"p0": 1, "p1": 1, "p2": 1}, [(None, None, 0.0)]),
+        ({"prediction": [1.0]}, {}, []),
+    ],
+)
+def test_a_score_is_one_for_the_right_class_or_minus_the_error(answers, labels, expected):
+    found = said_of(answers, labels)
+
+    assert list(found.select("label", "answer", "score").iter_rows()) == expected
+
+
+def test_the_log_loss_is_that_of_the_statement_that_the_answer_is_right():
+    found = said_of({"label": [1, 1, 1], "probability": [0.8, 0.8, 1.0]}, {"p0": 1, "p1": 0, "p2": 0})
+
+    assert found["loss"].to_list() == pytest.approx([-math.log(0.8), -math.log(0.2), -math.log(2.220446049250313e-16)])
+    assert found["bin"].to_list() == [8, 8, 9]
+
+
+def test_calibration_says_how_far_the_probabilities_are_from_the_share_that_is_right():
+    sums = Sums()
+    sums.add(Cell("a", "a", 9, rows=3, score=3, squares=3, loss=0, probability=2.85, off=0, off_squares=0))
+    sums.add(Cell("b", "a", 9, rows=1, score=0, squares=0, loss=3, probability=0.95, off=0, off_squares=0))
+    found = metrics("classification", sums)
+
+    assert found["calibration"] == [
+        {"from": 0.9, "to": 1.0, "labels": 4, "probability": pytest.approx(0.95), "accuracy": 0.75}
+    ]
+    assert found["calibration_error"] == pytest.approx(0.2)
+
+
+def test_what_rows_do_not_tell_is_null():
+    assert metrics("regression", Sums()) == {}
+    never = Sums()
+    never.add(Cell("false", "false", None, rows=2, score=2, squares=2, loss=0, probability=0, off=0, off_squares=0))
+    assert metrics("outliers", never) == {"accuracy": 1.0, "precision": None, "recall": None, "f1": None}
+    assert task_of(("prediction_id", "x", "label", "score", "sequence")) == "outliers"

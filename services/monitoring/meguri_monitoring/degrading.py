@@ -51,7 +51,7 @@ class Detector:
         self._count, self._total = 0, 0.0
         self._numbers: deque[int] = deque(maxlen=KEPT)
         """Of the errors since the last change."""
-        self._latest: deque[float] = deque(maxlen=rule.min_labels)
+        self._latest: deque[float] = deque(maxlen=2 * rule.min_labels)
         self._limit = 0.0 if relative else 1.0
         self._first: list[tuple[float, int]] = []
 
@@ -71,47 +71,56 @@ class Detector:
 
     @property
     def now(self) -> Part:
-        """The errors since the last change."""
+        """The errors since the last change that ADWIN has not dropped."""
         width = min(int(self._adwin.width), len(self._numbers))
         if not width:
             return Part()
-        return Part(width, float(self._adwin.estimation) * width, self._numbers[-width], self._numbers[-1])
+        return Part(width, self._kept_mean() * width, self._numbers[-width], self._numbers[-1])
 
     @property
     def degraded(self) -> bool:
         """Whether it is worse by as much as the rule says.
 
-        Since the last change there must be enough errors: right after one, ADWIN has kept but a few.
+        There must be enough errors since the last change, as there must have been before it.
         """
         enough = self.now.count >= self.rule.min_labels
         return self.worse and enough and loss(self.before.mean, self.now.mean, relative=self.relative) >= self.rule.drop
 
     def is_back(self, before: float) -> bool:
-        """Whether the latest errors are near a mean error of before: within half of the drop that the rule allows."""
-        if self.degraded or len(self._latest) < self.rule.min_labels:
+        """Whether errors are near a mean error of before: within half of the drop that the rule allows.
+
+        Both those since the last change and the latest twice as many as a beginning takes: few are right by chance.
+        """
+        if self.now.count < self.rule.min_labels or len(self._latest) < 2 * self.rule.min_labels:
             return False
-        latest = sum(self._latest) / len(self._latest)
-        return loss(before, latest, relative=self.relative) <= self.rule.drop / 2
+        found = (self.now.mean, sum(self._latest) / len(self._latest))
+        return all(loss(before, one, relative=self.relative) <= self.rule.drop / 2 for one in found)
 
     def _follow(self, error: float, number: int) -> None:
         bounded = min(error / self._limit, 1.0)
         self._numbers.append(number)
         self._count += 1
-        self._total += bounded
+        self._total += bounded * self._limit
         self._adwin.update(bounded)
         if self._adwin.drift_detected:
             self._change()
 
+    def _kept_mean(self) -> float:
+        return float(self._adwin.estimation) * self._limit
+
     def _change(self) -> None:
-        now = self.now
-        dropped = [self._numbers.popleft() for _ in range(len(self._numbers) - now.count)]
-        if dropped and not self.before.count:
-            self.before = Part(self._count - now.count, self._total - now.total, dropped[0], dropped[-1])
-        self._count, self._total = now.count, now.total
-        self.worse = now.mean > self.before.mean
+        kept = Part(int(self._adwin.width), self._kept_mean() * self._adwin.width)
+        older = self._count - kept.count
+        if not self.before.count and older >= self.rule.min_labels:
+            last = self._numbers[-kept.count - 1] if kept.count < len(self._numbers) else 0
+            self.before = Part(older, self._total - kept.total, self._numbers[0], last)
+        self.worse = bool(self.before.count) and kept.mean > self.before.mean
         if not self.worse:
             # As good as at the beginning or better: what lies ahead is compared with what begins here.
             self.before = Part()
+        # What ADWIN kept is of before the change in part, and it begins anew with the next error: so do we.
+        self._numbers.clear()
+        self._count, self._total = 0, 0.0
 
 
 def loss(before: float, now: float, *, relative: bool) -> float:

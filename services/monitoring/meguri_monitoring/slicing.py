@@ -30,9 +30,10 @@ def value_of(feature: str, kind: pl.DataType, limits: Sequence[float]) -> pl.Exp
     """
     if not kind.is_numeric() or not limits:
         return pl.col(feature).cast(pl.String).fill_null(NONE)
-    column = pl.col(feature).cast(pl.Float64).fill_nan(None)
+    # As the reference has it: a row on a limit is on it in both.
+    column = pl.col(feature).cast(pl.Float32).fill_nan(None)
     names = [f"<= {limits[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(limits)), f"> {limits[-1]:g}"]
     value = pl.lit(names[-1])
     for limit, name in reversed(list(zip(limits, names, strict=False))):
-        value = pl.when(column <= limit).then(pl.lit(name)).otherwise(value)
+        value = pl.when(column <= pl.lit(limit, pl.Float32)).then(pl.lit(name)).otherwise(value)
     return pl.when(column.is_null()).then(pl.lit(NONE)).otherwise(value)
