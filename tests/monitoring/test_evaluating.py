@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from meguri_chassis.artifacts import Artifacts
-from meguri_contracts.events import MeasuresRefilled
+from meguri_contracts.events import AnomalyDetected, MeasuresRefilled
 from meguri_contracts.spec import ModelSpec
 from meguri_monitoring import measure_tables
 from meguri_monitoring.tables import TableBusy
@@ -303,6 +303,30 @@ async def test_rows_that_a_writer_leaves_out_are_logged_and_a_replay_adds_them_o
         assert sorted(table(monitoring)["key"]) == sorted(id_ for id_, _ in sent)
         said = await monitoring.said(MeasuresRefilled, 2)
         assert [(one.written, one.actor) for one in said] == [(2, "ada"), (0, "ada")]
+
+
+async def test_numbers_that_change_are_an_episode_that_leads_to_where_rows_were_left_out(own_broker, tmp_path, plugin):
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        await monitoring.predict(*(request(monitoring, 1, size=number % 4)[1] for number in range(140)))
+        await evaluated(monitoring, 140)
+        (plugin / "at_most").write_text("1")
+        await monitoring.predict(*(request(monitoring, 1, size=number % 4)[1] for number in range(80)))
+
+        (opened,) = await monitoring.said(AnomalyDetected)
+
+        assert (opened.about, opened.subject, opened.version) == ("measure", "sizes.size", 1)
+        where = table(monitoring).filter(pl.col("_trace") == opened.traces[0])
+        assert set(where["_left_out"]) == {where.height}
+        episode = await until(lambda: with_evidence(monitoring, opened.episode), "evidence of two windows")
+        assert [[one["moved"] for one in window["findings"]] for window in episode["evidence"]] == [[True], [True]]
+        (compared,) = episode["evidence"][0]["evidence"]["subjects"]
+        assert compared["bins"] == ["0", "1", "2", "3", "missing"]
+        assert (compared["reference"], compared["current"]) == ([25, 25, 25, 25, 0], [10, 10, 0, 0, 0])
+
+
+async def with_evidence(monitoring: Monitoring, episode: str) -> dict[str, Any] | None:
+    found = (await monitoring.http.get(f"/episodes/{episode}")).json()
+    return found if len(found.get("evidence", ())) == 2 else None
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
