@@ -143,4 +143,5 @@ def _judged(row: window_store.WindowRow) -> dict[str, Any]:
         "samples": culprit.samples if culprit else (),
         **(row.judged or {}),
         "late": row.late,
+        "decided": row.decided,
     }
