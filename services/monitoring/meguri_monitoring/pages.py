@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from meguri_contracts.events import AnomalyDetected, DriftDetected, Window
 from meguri_monitoring import drawing, telling
 from meguri_monitoring.story import Amount, Compared, Days, Story
-from meguri_monitoring.wording import Language, duration, moment, number, percent, say
+from meguri_monitoring.wording import Language, duration, moment, number, percent, say, sentences
 
 _TEMPLATES = Environment(
     loader=PackageLoader("meguri_monitoring"),
@@ -64,8 +64,7 @@ def of_days(days: Days, look: Look) -> str:
         (
             one,
             telling.headline(one.opening, language),
-            telling.how_bad(one.opening, language),
-            telling.culprit(one.opening, language),
+            sentences(language, telling.how_bad(one.opening, language), telling.culprit(one.opening, language)),
             _lasted(one, look),
         )
         for one in days.episodes

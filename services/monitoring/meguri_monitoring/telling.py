@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from meguri_contracts.events import OPENINGS, AnomalyDetected, DriftDetected, PerformanceDegraded
 from meguri_monitoring.looks import Opening
-from meguri_monitoring.wording import Language, duration, moment, number, percent, say
+from meguri_monitoring.wording import Language, duration, moment, number, percent, say, sentences
 
 LEVELS = ((0.25, "slight"), (0.5, "moderate"), (1.0, "strong"))
 """Distances up to which a change is called so; beyond these it is very strong."""
@@ -36,7 +36,7 @@ class Links:
 def opened(opening: Opening, at: datetime, links: Links, language: Language) -> Words:
     """What is said when an episode begins."""
     lines = {
-        "what": " ".join(_happened(opening, language)),
+        "what": sentences(language, *_happened(opening, language)),
         "since": moment(at, language),
         "bad": how_bad(opening, language),
         "who": culprit(opening, language),
@@ -116,7 +116,8 @@ def how_bad(opening: Opening, language: Language) -> str:
             return say("bad.silence", language, **spans)
         case AnomalyDetected(about="schema"):
             bad = say("bad.schema", language, value=number(opening.value))
-            return f"{bad} {say('said', language, reason=_clean(opening.text, REASON_LENGTH))}" if opening.text else bad
+            said = say("said", language, reason=_clean(opening.text, REASON_LENGTH)) if opening.text else ""
+            return sentences(language, bad, said)
         case AnomalyDetected():
             numbers = {"value": number(opening.value), "expected": number(opening.expected)}
             return say(f"bad.{opening.about}", language, **numbers)
@@ -141,7 +142,7 @@ def reaction(opening: Opening, language: Language) -> str:
     does = say(f"action.{opening.action}", language)
     if not opening.action_reason:
         return does
-    return f"{does} {say('because', language, reason=_clean(opening.action_reason, REASON_LENGTH))}"
+    return sentences(language, does, say("because", language, reason=_clean(opening.action_reason, REASON_LENGTH)))
 
 
 def end(opening: Opening, reason: str, champion: int, language: Language) -> tuple[str, str]:
@@ -150,7 +151,7 @@ def end(opening: Opening, reason: str, champion: int, language: Language) -> tup
     replaced = champion != opening.version
     over = say("over.replaced" if replaced else "over.quiet", language, **versions)
     done = say("done.replaced" if replaced else "done.nothing", language, **versions)
-    return f"{over} {say('said', language, reason=_clean(reason, REASON_LENGTH))}", done
+    return sentences(language, over, say("said", language, reason=_clean(reason, REASON_LENGTH))), done
 
 
 def _happened(opening: Opening, language: Language) -> Iterator[str]:

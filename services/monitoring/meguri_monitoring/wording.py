@@ -192,6 +192,11 @@ def say(key: str, language: Language, **values: object) -> str:
     return TEXTS[key][LANGUAGES.index(language)].format(**values)
 
 
+def sentences(language: Language, *said: str) -> str:
+    """Put sentences one after the other."""
+    return (" " if language == "en" else "").join(one for one in said if one)
+
+
 def moment(time: datetime, language: Language, *, exact: bool = False) -> str:
     """Return a time to the minute, or to the second."""
     return say("time.exact" if exact else "time", language, time=time.astimezone(UTC))
