@@ -138,6 +138,24 @@ def test_the_producer_that_moved_contributes_the_most():
     assert all(share.share < 0 for share in shares[1:])
 
 
+@pytest.mark.parametrize("rows", [34, 167])
+def test_the_others_are_not_blamed_for_what_is_chance(rows):
+    shares = []
+    for seed in range(20):
+        producers = {name: live(normal(rows, 10 * seed + at)) for at, name in enumerate("xz")}
+        moved = live(normal(rows, 10 * seed + 9) + np.array([0.0, 1.5, 0.0]))
+        shares.append(contributions(REFERENCE, {**producers, "y": moved}, ["b"])[0])
+
+    assert {share.producer for share in shares} == {"y"}
+    assert sum(share.share >= 0.9 for share in shares) >= 18
+
+
+def test_a_distance_within_chance_is_attributed_too():
+    shares = contributions(REFERENCE, {"x": live(normal(100, 1)), "y": live(normal(100, 2) + 0.1)}, NAMES)
+
+    assert shares[0].share != 0
+
+
 def test_producers_that_moved_alike_share_alike():
     shares = contributions(REFERENCE, {name: live(normal(250, 5) + 1) for name in "xyz"}, NAMES)
 

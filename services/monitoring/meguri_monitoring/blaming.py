@@ -40,14 +40,21 @@ def contributions(columns: Sequence[Column], distance: Distance) -> tuple[Contri
         raise Invalid("no producer has rows in this window; there is nothing to attribute")
     if len(present) == 1:
         return (Contribution(present[0], 1.0),)
-    everyone, rest = 0.0, dict.fromkeys(present, 0.0)
+    # A threshold of the spec may lie within chance: then all of the distance counts.
+    shares = _shares(columns, present, distance, CHANCE) or _shares(columns, present, distance, 0)
+    contributed = (Contribution(name, shares.get(name, 0.0)) for name in present)
+    return tuple(sorted(contributed, key=lambda contribution: -contribution.share))
+
+
+def _shares(columns: Sequence[Column], producers: Sequence[str], distance: Distance, chance: float) -> dict[str, float]:
+    """Return what disappears without each, of what is more than `chance` times the distance to be expected; empty for none."""
+    everyone, rest = 0.0, dict.fromkeys(producers, 0.0)
     for reference, parts in columns:
-        together, others = _without_each([parts[name] for name in present])
-        everyone += _beyond_chance(distance, reference, together)
-        for name, other in zip(present, others, strict=True):
-            rest[name] += _beyond_chance(distance, reference, other)
-    shares = [Contribution(name, 1 - rest[name] / everyone if everyone else 0.0) for name in present]
-    return tuple(sorted(shares, key=lambda contribution: -contribution.share))
+        together, others = _without_each([parts[name] for name in producers])
+        everyone += _beyond(chance, *distance(reference, together))
+        for name, other in zip(producers, others, strict=True):
+            rest[name] += _beyond(chance, *distance(reference, other))
+    return {name: 1 - left / everyone for name, left in rest.items()} if everyone else {}
 
 
 def distribution(reference: ColumnProfile, live: ColumnProfile) -> tuple[float, float]:
@@ -74,9 +81,8 @@ def strangers(reference: ColumnProfile, live: ColumnProfile) -> tuple[float, flo
     return live.strangers / live.n if live.n else 0.0, distances.strangers_expected(reference) / CHANCE
 
 
-def _beyond_chance(distance: Distance, reference: ColumnProfile, live: ColumnProfile) -> float:
-    seen, expected = distance(reference, live)
-    return max(0.0, seen - CHANCE * expected)
+def _beyond(chance: float, seen: float, expected: float) -> float:
+    return max(0.0, seen - chance * expected)
 
 
 def _without_each(columns: Sequence[ColumnProfile]) -> tuple[ColumnProfile, list[ColumnProfile]]:
