@@ -113,3 +113,45 @@ def test_rows_that_do_not_fit_the_reference_are_refused():
 def test_what_is_no_share_is_malformed(data):
     with pytest.raises(Malformed, match="not a producer's share"):
         share_from_bytes(data)
+
+
+MIXED = FRAME.with_columns(
+    plan=pl.Series([["basic", "plus", None][i % 3] for i in range(len(ROWS))]),
+    open=pl.Series([i % 4 == 0 for i in range(len(ROWS))]),
+    label=pl.Series([i % 2 for i in range(len(ROWS))]),
+    probability=pl.Series([0.5 + i / 10_000 for i in range(len(ROWS))]),
+)
+OF_ALL = profile_of(
+    ("x", "y"),
+    ROWS[:500],
+    {"plan": ["basic", "plus", None] * 50, "open": ["false", "true"] * 50},
+    {"label": ["0", "1", "2"] * 30, "probability": np.linspace(0.5, 1.0, 100)},
+)
+
+
+def test_categories_and_answers_are_counted_too():
+    counted = profile(OF_ALL, MIXED[:600])
+
+    assert counted.categories["plan"].table() == {"basic": 200, "plus": 200}
+    assert counted.categories["plan"].missing == 200
+    assert counted.categories["open"].table() == {"false": 450, "true": 150}
+    assert counted.outputs["label"].table() == {"0": 300, "1": 300}
+    assert counted.outputs["probability"].n == 600
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 1_000), max_size=8))
+def test_parts_with_categories_and_answers_are_the_whole_to_the_byte_too(cuts):
+    parts = [by_producer(OF_ALL, part) for part in cut(MIXED[:1_000], cuts)]
+    whole = by_producer(OF_ALL, MIXED[:1_000])
+
+    assert contents(merged(parts)) == contents(whole)
+    for name, share in whole.items():
+        alone = profile(OF_ALL, MIXED[:1_000].filter(pl.col("producer") == name))
+        assert alone.to_json() == share.profile.to_json()
+
+
+def test_a_reference_of_before_may_have_booleans_as_numbers():
+    old = profile_of(("x", "open"), np.column_stack([ROWS[:500, 0], np.arange(500) % 2]))
+
+    assert profile(old, MIXED[:400]).features["open"].few == {0.0: 300, 1.0: 100}

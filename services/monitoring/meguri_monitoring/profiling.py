@@ -183,9 +183,10 @@ def _texts(frame: pl.DataFrame, name: str, order: Order | None) -> pl.Series:
 
 
 def _column(frame: pl.DataFrame, name: str) -> pl.Series:
-    if name not in frame.columns:
+    column = frame.get_column(name, default=None)
+    if column is None:
         raise Invalid(f"the predictions have no column {name!r}, which their reference has")
-    return frame[name]
+    return column
 
 
 def _told_apart(producers: Sequence[str]) -> dict[str, Order]:
