@@ -393,3 +393,14 @@ def test_a_damaged_message_is_malformed_or_read_and_nothing_worse():
             continue
 
     assert read_anyway < 500
+
+
+def test_files_of_a_wide_table_are_found_by_sequence(tmp_path):
+    uri = f"{tmp_path}/t"
+    for sequence in (1, 2):
+        append(uri, batches([f"p{sequence}"], sequence, **{f"x_{n}": [0.5] for n in range(60)}))
+
+    ranges = pl.DataFrame(DeltaTable(uri).get_add_actions(flatten=True))
+
+    assert sorted(ranges["max.sequence"].to_list()) == [1, 2]
+    assert tables.between(uri, 2, 2)["prediction_id"].to_list() == ["p2"]

@@ -95,7 +95,10 @@ def _opened(table_uri: str, like: pl.DataFrame) -> DeltaTable:
         # Without tries of its own: of two that come first, the second would create the table over the first's.
         once = CommitProperties(max_commit_retries=0)
         schema = like.clear().to_arrow().schema
-        return DeltaTable.create(table_uri, schema=schema, mode="ignore", commit_properties=once)
+        found_by: dict[str, str | None] = {"delta.dataSkippingStatsColumns": "key,time,_sequence"}
+        return DeltaTable.create(
+            table_uri, schema=schema, mode="ignore", configuration=found_by, commit_properties=once
+        )
 
 
 def _write(table: DeltaTable, rows: pl.DataFrame, marker: Transaction) -> None:

@@ -18,6 +18,8 @@ ROW_GROUP = 50_000
 """Rows that are read together at least."""
 
 _WRITER = "predictions"
+_FOUND_BY: dict[str, str | None] = {"delta.dataSkippingStatsColumns": f"prediction_id,time,{SEQUENCE}"}
+"""Columns whose ranges stand beside each file, so that only those are read that may have what is looked for. Usual are 32."""
 _ALIKE = {"time", "model", "version", "producer", ENTITY, ROLE, SEQUENCE, "label"}
 """Columns with few values. To look for those in a column of measurements costs more than all the rest of an append."""
 
@@ -153,7 +155,9 @@ def _opened(table_uri: str, like: pl.DataFrame) -> DeltaTable:
         # Without tries of its own: of two that come first, the second would create the table over the first's.
         once = CommitProperties(max_commit_retries=0)
         schema = like.clear().to_arrow().schema
-        return DeltaTable.create(table_uri, schema=schema, mode="ignore", commit_properties=once)
+        return DeltaTable.create(
+            table_uri, schema=schema, mode="ignore", configuration=_FOUND_BY, commit_properties=once
+        )
 
 
 def _fitted(frame: pl.DataFrame, columns: dict[str, pl.DataType]) -> pl.DataFrame:
