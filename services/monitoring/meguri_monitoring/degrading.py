@@ -10,8 +10,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from river.drift import ADWIN
-
 from meguri_contracts.spec import Performance
 
 FAR = 4.0
@@ -47,6 +45,8 @@ class Detector:
         """The beginning that is compared with; empty until the first change."""
         self.worse = False
         """Whether the last change was one for the worse, compared with that beginning."""
+        from river.drift import ADWIN  # noqa: PLC0415 - a second at the start, and models without labels never need it
+
         self._adwin: Any = ADWIN(delta=rule.delta)  # type: ignore[no-untyped-call]
         self._count, self._total = 0, 0.0
         self._numbers: deque[int] = deque(maxlen=KEPT)

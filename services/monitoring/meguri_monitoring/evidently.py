@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import chisquare, ks_2samp, kstwo
 
 from meguri_chassis.profiles import FEW, CategoricalProfile, ColumnProfile, NumericProfile
 from meguri_contracts.spec import EpisodeKind, Monitor
@@ -61,6 +60,8 @@ def _finding(about: EpisodeKind, name: str, ours: ColumnProfile, theirs: ColumnP
 
 
 def _ks_p_value(ours: NumericProfile, theirs: NumericProfile, ks: float) -> float:
+    from scipy.stats import ks_2samp, kstwo  # noqa: PLC0415 - half a second at the start, and few ask for this rule
+
     if max(ours.n, theirs.n) > _EXACT:
         return float(np.clip(kstwo.sf(ks, np.round(ours.n * theirs.n / (ours.n + theirs.n))), 0, 1))
     # A value of a sketch stands for so many rows.
@@ -75,6 +76,8 @@ def _of_values(about: EpisodeKind, name: str, ours: Doubles, theirs: Doubles) ->
         distance = distances.jensen_shannon(ours, theirs)
         return Finding(about, name, distance >= DISTANCE, distance, DISTANCE, "jensen-shannon", ks=change)
     if ours.size > 2:
+        from scipy.stats import chisquare  # noqa: PLC0415 - as above
+
         with np.errstate(divide="ignore"):
             p_value = float(chisquare(theirs, ours * (theirs.sum() / ours.sum())).pvalue)
         return _by_p_value(about, name, p_value < P_VALUE, "chi-square p-value", p_value, change)

@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts import events
@@ -210,6 +209,8 @@ def shares_moved(before: np.ndarray, now: np.ndarray) -> tuple[float, float]:
     edges = _classes(before[np.isfinite(before)])
     ours, theirs = _count(before, edges), _count(now, edges)
     distance = float(np.max(np.abs(ours / before.size - theirs / now.size)))
+    from scipy.stats import hypergeom  # noqa: PLC0415 - half a second at the start, and few have evaluators
+
     drawn = hypergeom(before.size + now.size, ours + theirs, now.size)
     one_sided = np.minimum(drawn.cdf(theirs), drawn.sf(theirs - 1))
     return distance, float(min(1.0, 2 * one_sided.min() * ours.size))
