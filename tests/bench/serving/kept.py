@@ -12,7 +12,7 @@ import meguri_monitoring
 from meguri_chassis.profiles import Profile
 from meguri_chassis.store import Database
 from meguri_contracts.topology import PREDICTIONS
-from meguri_monitoring import store, tables
+from meguri_monitoring import store, tables, window_store
 from tests.bench.serving import models, requests
 from tests.bench.serving.comparing import rate, spread
 from tests.bench.serving.figures import BUSY
@@ -112,6 +112,8 @@ async def counted(ours: Ours) -> bool:
     """Return whether monitoring's windows have everything that the stream has."""
     migrations = Path(meguri_monitoring.__file__).parent / "migrations"
     with Database(f"sqlite:///{ours.var}/monitoring.db", migrations).read() as session:
+        if window_store.all_uncounted(session):
+            return False
         return (store.position(session) or 0) >= await ours.last_sequence(PREDICTIONS)
 
 
