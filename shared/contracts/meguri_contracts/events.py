@@ -755,7 +755,7 @@ class AnomalyDetected(Event):
     window: Window | None = None
     samples: tuple[str, ...] = ()
     traces: tuple[str, ...] = ()
-    """Of a measure first the trace in which the last rows of the window were written."""
+    """Of a measure first the trace in which most rows of the window were left out, or its last rows were written."""
     inputs_moved: bool | None = None
     """Of a measure: whether the model's inputs have an open episode or moved in their last windows."""
     text: str = ""
