@@ -130,11 +130,12 @@ class Concluder:
 
     async def _conclude(self) -> None:
         self._something.clear()
-        while rows := await self._database.ask(_undecided):
-            quiet = await self._database.ask(partial(_quiet, [row for row, _ in rows]))
+        while rows := await self._database.ask(window_store.undecided):
+            quiet = await self._database.ask(partial(_quiet, rows))
             if quiet:
                 await self._database.change(partial(_mark_quiet, quiet))
-            await self._conclude_from(rows[len(quiet) :][:1])
+            for row in rows[len(quiet) :][:1]:
+                await self._conclude_from(row)
         now = datetime.now(UTC)
         for model in sorted(self._heard | {model for model, due in self._due.items() if due <= now}):
             # Before: what is heard meanwhile is looked at once more.
@@ -145,13 +146,13 @@ class Concluder:
                 self._heard.add(model)
                 raise
 
-    async def _conclude_from(self, rows: Sequence[tuple[WindowRow, int]]) -> None:
-        for row, hops in rows:
-            cause = _cause(row)
-            before = await self._database.ask(partial(_open, row))
-            await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause, hops=hops)
-            await self._decider.settled()
-            await self._database.change(partial(_keep, row, before))
+    async def _conclude_from(self, row: WindowRow) -> None:
+        cause = _cause(row)
+        before = await self._database.ask(partial(_open, row))
+        hops = (await self._database.ask(lambda session: store.state(session, row.model))).hops
+        await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause, hops=hops)
+        await self._decider.settled()
+        await self._database.change(partial(_keep, row, before))
 
     async def _listen(self, model: str) -> None:
         """Say that a model is silent, or no longer; and see when that has to be looked at again."""
@@ -207,15 +208,15 @@ def inputs_moved(session: Session, model: str) -> bool | None:
     return any(one.moved(about) for one in latest for about in INPUTS) if latest else None
 
 
-def _undecided(session: Session) -> list[tuple[WindowRow, int]]:
-    return [(row, store.state(session, row.model).hops) for row in window_store.undecided(session)]
-
-
 def _quiet(rows: Sequence[WindowRow], session: Session) -> list[int]:
     """Return the first of the windows, as far as nothing follows from them and they are evidence for nothing."""
     quiet = []
+    of_models = {name: (store.state(session, name), store.rule(session, name)) for name in {row.model for row in rows}}
     for row in rows:
-        if _open(row, session) or _follows(row, session):
+        state, rule = of_models[row.model]
+        # Most windows are of this kind, and need not be held against those before.
+        at_rest = not state.episodes and rule.volume is None and row.rollout <= state.rollout and not row.moved
+        if not at_rest and (_open(row, session) or _follows(row, session)):
             break
         quiet.append(row.id or 0)
     return quiet

@@ -72,6 +72,11 @@ class WindowRow(SQLModel, table=True):
     def verdict(self) -> Judged:
         return _JUDGED.validate_python(self.judged)
 
+    @property
+    def moved(self) -> bool:
+        """Whether it may be that something moved."""
+        return self.judged is not None and any(finding["moved"] for finding in self.judged["findings"])
+
 
 class PartRow(SQLModel, table=True):
     """A part of a window that is to be counted; `counted` are the shares of its producers."""

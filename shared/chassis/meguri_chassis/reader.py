@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 256
 """Messages taken at most at once."""
+BATCH_BYTES = 16 * 1024 * 1024
+"""About how many bytes of messages are taken at most at once."""
 EXPIRES = 5.0
 """Seconds that a pull request lingers at the broker when there is nothing to read."""
 PAUSE = 0.25
@@ -116,7 +118,8 @@ async def _what_there_is(subscription: JetStreamContext.PullSubscription) -> lis
     # A request for more than there is would now and then be kept open until it expires (nats-py 2.16): ask for the first,
     # which tells how many are behind it.
     [first] = await subscription.fetch(1, timeout=EXPIRES)
-    behind = min(first.metadata.num_pending, BATCH - 1)
+    like_it = BATCH_BYTES // max(len(first.data), 1)
+    behind = min(first.metadata.num_pending, BATCH - 1, like_it)
     return [first, *(await subscription.fetch(behind, timeout=EXPIRES))] if behind else [first]
 
 

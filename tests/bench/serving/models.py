@@ -1,6 +1,6 @@
 """The models that are served in the measurements, fitted and exported by training's own code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import skops.io
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_iris, make_classification
 
-from meguri_contracts.spec import ModelSpec
+from meguri_contracts.spec import ModelSpec, Monitor
 from meguri_contracts.trusted import TRUSTED_TYPES
 from meguri_training.fitting import Fitted, Job, fit
 
@@ -48,10 +48,11 @@ def cancer(folder: Path) -> Model:
     return _train("cancer", x, y, estimator, folder)
 
 
-def wide(folder: Path, asked: int) -> Model:
+def wide(folder: Path, asked: int, monitor: Monitor = Monitor()) -> Model:
     """Logistic regression, 20 features, 2 classes, and `asked` rows to ask it about."""
     x, y = make_classification(4000, 20, n_informative=10, random_state=0)
-    return _train("wide", x, y, {"name": "LogisticRegression", "scale": True}, folder, asked)
+    model = _train("wide", x, y, {"name": "LogisticRegression", "scale": True}, folder, asked)
+    return replace(model, spec=model.spec.model_copy(update={"monitor": monitor}))
 
 
 def _train(
