@@ -163,3 +163,38 @@ def test_a_long_window_by_time_is_cut_into_parts():
     assert [(one.number, one.rows, one.planned, *one.parts) for one in closed.windows] == [
         (0, 6, 2, Part(1, 2, 2, 0, 2))
     ]
+
+
+def minutes(*at: float) -> np.ndarray:
+    return np.array([round(one * 60 * SECOND) for one in at], np.int64)
+
+
+def test_a_shorter_window_begins_at_once_and_not_at_the_end_of_the_longer_one():
+    day = plan(Planner(), 1, minutes(0.5, 10), rule(window_seconds=86400, late_seconds=10)).planner
+    told = plan(day, 2, minutes(10.2, 11.5, 12.5), MINUTE)
+
+    assert [(one.length // SECOND, one.key, one.rows) for one in told.windows if one.number is not None] == [
+        (86400, 0, 2),
+        (60, 10 * 60 * SECOND, 1),
+        (60, 11 * 60 * SECOND, 1),
+    ]
+    assert told.planner.late == 0
+
+
+def test_a_length_that_comes_back_makes_no_window_a_second_time():
+    minute = plan(Planner(), 1, minutes(5.1), MINUTE).planner
+    hour = plan(minute, 2, minutes(5.2), rule(window_seconds=3600, late_seconds=10)).planner
+    again = plan(hour, 3, minutes(5.3, 6.5), MINUTE)
+
+    assert (again.late, again.planner.late) == ({5 * 60 * SECOND: 1}, 1)
+    assert [one.key // SECOND for one in again.planner.open] == [360]
+
+
+def test_a_clock_that_is_ahead_closes_no_window():
+    began = plan(Planner(), 1, minutes(0.5), MINUTE, stored=30 * SECOND)
+    ahead = plan(began.planner, 2, minutes(0.6, 30, 10_000_000), MINUTE, stored=36 * SECOND)
+    after = plan(ahead.planner, 3, minutes(0.7, 1.5), MINUTE, stored=90 * SECOND)
+
+    assert not ahead.windows
+    assert (after.late, after.planner.late) == ({}, 1)
+    assert [(one.number, one.rows) for one in after.windows] == [(0, 3)]

@@ -4,8 +4,10 @@ Messages are Arrow IPC streams. Those of older releases have these columns alrea
 what others look like stands in `meguri_contracts.predictions`.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import polars as pl
 import pyarrow as pa
@@ -24,6 +26,9 @@ SHADOW = "shadow"
 """Role of a version whose answers nobody sees."""
 CHAMPION = "champion"
 """Role of who answered as long as nothing was said of roles."""
+TIMES = (datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+"""Between which predictions are made: what comes later neither Python nor every database can say."""
+VERSIONS = (1, 2**31 - 1)
 
 _TYPES: dict[str, pl.DataType] = {
     "prediction_id": pl.String(),
@@ -47,12 +52,14 @@ class Batch:
     """Of the message in its stream."""
     frame: pl.DataFrame
     """The rows with every column, as the table keeps them; those of shadows too."""
+    stored: datetime | None = None
+    """When the broker had the message: what tells a wrong clock from a late message."""
 
 
-def read(message: bytes, sequence: int) -> list[Batch]:
+def read(message: bytes, sequence: int, stored: datetime | None = None) -> list[Batch]:
     """Return the predictions of a message, one batch per model version in it.
 
-    Raises Malformed when it is no Arrow stream or its columns are others.
+    Raises Malformed when it is no Arrow stream, its columns are others, or what they say cannot be.
     """
     try:
         table = pa.ipc.open_stream(message).read_all()
@@ -64,11 +71,17 @@ def read(message: bytes, sequence: int) -> list[Batch]:
     columns = _columns(table, head)
     frame = pl.DataFrame([*columns, pl.Series(SEQUENCE, [sequence]).new_from_index(0, table.num_rows)])
     if head:
-        return [Batch(head.model, head.version, sequence, frame)]
+        return [Batch(head.model, head.version, sequence, frame, stored)]
     return [
-        Batch(str(model), int(str(version)), sequence, part)
+        Batch(str(model), int(str(version)), sequence, part, stored)
         for (model, version), part in frame.group_by("model", "version", maintain_order=True)
     ]
+
+
+def within_times(asked: datetime) -> datetime:
+    """Return a time that somebody asks about in UTC, or the nearest at which there can be predictions."""
+    aware = asked if asked.tzinfo else asked.replace(tzinfo=UTC)
+    return min(max(aware, TIMES[0]), TIMES[1]).astimezone(UTC)
 
 
 def _features(columns: Sequence[str]) -> tuple[str, ...]:
@@ -77,9 +90,13 @@ def _features(columns: Sequence[str]) -> tuple[str, ...]:
     for answer in ANSWERS:
         if names[: len(about)] == about and names[-len(answer) :] == answer:
             features = names[len(about) : -len(answer)]
-            reserved = {SEQUENCE, *PREDICTION_DETAILS} & set(features)
-            if taken := sorted({n for n in names if names.count(n) > 1} | reserved):
+            # Tables tell columns apart without regard to case.
+            same = Counter(name.lower() for name in names)
+            reserved = {SEQUENCE, *PREDICTION_DETAILS}
+            if taken := sorted(n for n in features if same[n.lower()] > 1 or n.lower() in reserved):
                 raise Malformed(f"{taken[0]!r} cannot be a feature: predictions have a column of that name")
+            if odd := [name for name in features if not name or "\0" in name]:
+                raise Malformed(f"no column can be called {odd[0]!r}")
             if features:
                 return features
     raise Malformed(
@@ -108,9 +125,16 @@ def _columns(table: pa.Table, head: PredictionsHead | None) -> list[pl.Series]:
     for name in ABOUT:
         if nulls := kept[name].null_count():
             raise Malformed(f"{name!r} is empty in {nulls} predictions")
+    _check(kept)
     if kept[ROLE].null_count():
         kept[ROLE] = kept[ROLE].fill_null(CHAMPION)
     return list(kept.values())
+
+
+def _check(columns: Mapping[str, pl.Series]) -> None:
+    for name, (least, most) in (("time", TIMES), ("version", VERSIONS)):
+        if not columns[name].is_between(least, most).all():
+            raise Malformed(f"{name!r} of predictions lies between {least} and {most}")
 
 
 def _kept_type(given: pl.DataType) -> pl.DataType:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -245,9 +246,9 @@ class Recorder:
             self._untold.pop(0)
 
     async def _read(self, message: Msg) -> Sequence[Batch]:
-        sequence = message.metadata.sequence.stream
+        sequence, stored = message.metadata.sequence.stream, message.metadata.timestamp
         try:
-            batches = await asyncio.to_thread(predictions.read, message.data, sequence)
+            batches = await asyncio.to_thread(predictions.read, message.data, sequence, stored)
             if odd := [batch.model for batch in batches if not is_name(batch.model)]:
                 raise Malformed(f"predictions are of model {odd[0]!r}, which is no name")
             return batches
@@ -308,10 +309,21 @@ class Recorder:
                 for task in _planned(session, model, version, [one for one in together if one.sequence > position])
             ]
             for batch in batches:
-                if batch.sequence > position:
-                    episode_store.keep_heard(session, batch.model, batch.frame.select(pl.col("time").max()).item())
+                if batch.sequence > position and (heard := _heard(batch)):
+                    episode_store.keep_heard(session, batch.model, heard)
             move_position(session.connection(), store.PREDICTIONS, max(position, last))
             return tasks
+
+
+def _heard(batch: Batch) -> datetime | None:
+    """When the last prediction was made; no later than it came, or a clock that is ahead would hide a silence."""
+    latest: datetime | None = batch.frame.select(pl.col("time").max()).item()
+    return min(latest, batch.stored) if latest and batch.stored else latest
+
+
+def _microseconds(time: datetime | None) -> int | None:
+    """Since 1970."""
+    return None if time is None else round(time.timestamp() * windows.SECOND)
 
 
 def _by_version(batches: Iterable[Batch]) -> Iterator[tuple[str, int, list[Batch]]]:
@@ -328,7 +340,7 @@ def _planned(session: Session, model: str, version: int, batches: Sequence[Batch
     late: list[tuple[int, int]] = []
     for batch in batches:
         times = batch.frame.filter(pl.col(ROLE) != SHADOW)["time"].to_physical().to_numpy()
-        planned = windows.plan(planner, batch.sequence, times, rule)
+        planned = windows.plan(planner, batch.sequence, times, rule, stored=_microseconds(batch.stored))
         planner = planned.planner
         news += planned.windows
         late += planned.late.items()

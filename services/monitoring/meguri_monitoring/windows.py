@@ -17,6 +17,8 @@ PART_ROWS = 20_000
 """Rows of a part at most, but for a larger message of a window by time."""
 SECOND = 1_000_000
 """In the unit of times: microseconds since 1970."""
+AHEAD = 3600 * SECOND
+"""By how much the clock of who predicts may be ahead of the broker's: what is said to be of later is in no window by time."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class Planner:
     latest: int = 0
     """The latest prediction seen, and `closed` the end of the latest window that was closed; microseconds, by time only."""
     closed: int = 0
+    former: tuple[tuple[int, int], ...] = ()
+    """By length of windows by time of before, `closed` of these where it lies after the latest prediction."""
     late: int = 0
-    """Rows that belong to no window because they came after it was closed."""
+    """Rows that belong to no window because they came after it was closed, or are said to be of much later than they came."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +104,43 @@ class Planned:
     """By key of a closed window the rows that came too late for it."""
 
 
-def plan(planner: Planner, sequence: int, times: NDArray[np.int64], rule: Monitor) -> Planned:
-    """Plan the rows of a message of which there is one time each, in microseconds. One that was planned changes nothing."""
+def plan(
+    planner: Planner, sequence: int, times: NDArray[np.int64], rule: Monitor, *, stored: int | None = None
+) -> Planned:
+    """Plan the rows of a message of which there is one time each, in microseconds. One that was planned changes nothing.
+
+    `stored` is when the broker had the message: no window by time closes because of a later time that a row claims.
+    """
     if sequence <= planner.last:
         return Planned(planner)
     news: dict[tuple[int, int], Window] = {}
     length = round(rule.window_seconds * SECOND) if rule.window_seconds is not None else 0
     if length != planner.length:
         # The windows that were open close with what they have.
-        planner = replace(_close(planner, planner.open, news), length=length)
+        planner = _cut_otherwise(_close(planner, planner.open, news), length)
     planner = replace(planner, last=sequence)
     if not length:
         return Planned(_by_rows(planner, sequence, len(times), rule.window_rows, news), tuple(news.values()))
     late: dict[int, int] = {}
-    planner = _by_time(planner, sequence, times, round(rule.late_seconds * SECOND), news, late)
+    patience = round(rule.late_seconds * SECOND)
+    if stored is not None:
+        ahead = times > stored + AHEAD
+        planner = replace(planner, late=planner.late + int(ahead.sum()))
+        times = times[~ahead]
+    planner = _by_time(planner, sequence, times, patience, news, late, stored)
     return Planned(planner, tuple(news.values()), late)
+
+
+def _cut_otherwise(planner: Planner, length: int) -> Planner:
+    """Go on with windows of another length: with the one that the latest prediction lies in, unless that was closed before."""
+    former = dict(planner.former) | {planner.length: planner.closed}
+    begins = planner.latest // length * length if length else 0
+    return replace(
+        planner,
+        length=length,
+        closed=max(begins, former.get(length, 0)),
+        former=tuple((one, closed) for one, closed in former.items() if one and closed > planner.latest),
+    )
 
 
 def _by_rows(
@@ -142,6 +168,7 @@ def _by_time(
     patience: int,
     news: dict[tuple[int, int], Window],
     late: dict[int, int],
+    stored: int | None,
 ) -> Planner:
     length = planner.length
     open_ = {window.key: window for window in planner.open}
@@ -151,7 +178,8 @@ def _by_time(
             late[key] = count
         else:
             open_[key] = _cut_if_full(_extended(open_.get(key) or Open(key), sequence, 0, count), length, news)
-    latest = max(planner.latest, int(times.max(initial=0)))
+    seen = int(times.max(initial=0))
+    latest = max(planner.latest, seen if stored is None else min(seen, stored))
     windows = tuple(open_[key] for key in sorted(open_))
     planner = replace(planner, open=windows, latest=latest, late=planner.late + sum(late.values()))
     return _close(planner, [one for one in windows if one.key + length + patience <= latest], news)
