@@ -2,26 +2,28 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import polars as pl
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from meguri_chassis.service import Service
-from meguri_chassis.store import utc
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import episode_api, recorded, shadows, showing, store, tables, window_store
+from meguri_monitoring import episode_api, predictions, recorded, shadows, showing, store, tables, window_store
 from meguri_monitoring.joining import Limits
+from meguri_monitoring.predictions import VERSIONS
 from meguri_monitoring.scoring import Scorer
 
 APART = timedelta(hours=1)
 """Most time between an answer and what a shadow would have said in its place."""
 ARROW = "application/vnd.apache.arrow.stream"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Time = Annotated[datetime, AfterValidator(predictions.within_times)]
+Version = Annotated[int, Field(ge=VERSIONS[0], le=VERSIONS[1])]
 
 
 def routes(service: Service, scorer: Scorer) -> APIRouter:
@@ -54,8 +56,8 @@ def routes(service: Service, scorer: Scorer) -> APIRouter:
     @router.get("/models/{name}/shadows/{version}")
     async def compare_shadow(
         name: Name,
-        version: int,
-        since: datetime | None = None,
+        version: Version,
+        since: Time | None = None,
         worst: Annotated[int, Query(ge=0, le=1000)] = 10,
     ) -> dict[str, Any]:
         """How far the answers of a shadow are from those that were given in their place, since a time; the worst pairs."""
@@ -63,7 +65,7 @@ def routes(service: Service, scorer: Scorer) -> APIRouter:
         return await asyncio.to_thread(_disagreement, versions, name, version, since, worst)
 
     @router.get("/models/{name}/quality")
-    async def get_quality(name: Name, since: datetime | None = None, until: datetime | None = None) -> dict[str, Any]:
+    async def get_quality(name: Name, since: Time | None = None, until: Time | None = None) -> dict[str, Any]:
         """How good the answers are by their labels: how many have one, mean score, metrics, calibration, told apart by slices.
 
         Of the answering versions since they are these; or of all versions that answered `since` a time or `until` one, both
@@ -72,9 +74,7 @@ def routes(service: Service, scorer: Scorer) -> APIRouter:
         plan = await database.ask(lambda session: store.plan(session, name))
         if plan is None:
             raise NotFound(f"model {name!r} has no champion yet")
-        return await asyncio.to_thread(
-            _quality, plan, since and utc(since), until and utc(until), await scorer.limits(name)
-        )
+        return await asyncio.to_thread(_quality, plan, since, until, await scorer.limits(name))
 
     @router.get("/models/{name}/recorded", response_class=StreamingResponse)
     async def get_recorded(
@@ -107,7 +107,6 @@ def routes(service: Service, scorer: Scorer) -> APIRouter:
         if asked is None or not given:
             raise NotFound(f"no predictions of {model} version {version} are kept")
         if since is not None:
-            since = since if since.tzinfo else since.replace(tzinfo=UTC)
             asked = asked.filter(pl.col("time") >= since)
             given = [rows.filter(pl.col("time") >= since - APART) for rows in given]
         return {"model": model, "version": version} | shadows.disagreement(asked, given, worst)

@@ -8,17 +8,19 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.responses import JSONResponse, StreamingResponse
 from polars import selectors
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from meguri_chassis.service import Service
-from meguri_chassis.store import Position, utc
+from meguri_chassis.store import Position
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import measure_store, measure_tables, recorded, tables
 from meguri_monitoring.evaluating import Evaluators
+from meguri_monitoring.predictions import within_times
 
 ARROW = "application/vnd.apache.arrow.stream"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Time = Annotated[datetime, AfterValidator(within_times)]
 Actor = Annotated[str, Header(alias="Meguri-Actor", max_length=128)]
 
 
@@ -64,10 +66,10 @@ def routes(service: Service, evaluators: Evaluators) -> APIRouter:
 
     @router.post("/models/{name}/evaluators/{evaluator}/replay")
     async def replay(
-        name: Name, evaluator: Name, since: datetime | None = None, actor: Actor = "unknown"
+        name: Name, evaluator: Name, since: Time | None = None, actor: Actor = "unknown"
     ) -> dict[str, Any]:
         """Evaluate the predictions that are kept again, and add the rows that the table does not have."""
-        refilled = await evaluators.refill(name, evaluator, since and utc(since), actor)
+        refilled = await evaluators.refill(name, evaluator, since, actor)
         return refilled.model_dump()
 
     def _rows(model: str, evaluator: str) -> pl.LazyFrame | None:
@@ -78,4 +80,5 @@ def routes(service: Service, evaluators: Evaluators) -> APIRouter:
 
 def _plain(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows without numbers that JSON does not have."""
-    return rows.with_columns(selectors.float().fill_nan(None)).to_dicts()
+    numbers = selectors.float()
+    return rows.with_columns(pl.when(numbers.is_finite()).then(numbers)).to_dicts()

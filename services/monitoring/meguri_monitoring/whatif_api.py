@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from meguri_chassis.service import Service
 from meguri_contracts.errors import NotFound
 from meguri_monitoring import whatif
+from meguri_monitoring.predictions import VERSIONS
 from meguri_monitoring.references import References
 
 
@@ -27,7 +28,7 @@ def routes(service: Service, references: References) -> APIRouter:
         window_rows: Annotated[int | None, Query(ge=50)] = None,
         min_rows: Annotated[int | None, Query(ge=20)] = None,
         rule: Literal["meguri", "evidently"] | None = None,
-        version: Annotated[int | None, Query(ge=1)] = None,
+        version: Annotated[int | None, Query(ge=VERSIONS[0], le=VERSIONS[1])] = None,
     ) -> dict[str, Any]:
         """What would have become of an episode under another rule, or held against the reference of another `version`.
 
