@@ -136,6 +136,27 @@ def test_an_episode_of_quality_shows_it_over_time():
     assert page.count('class="line"') == 1
 
 
+def test_the_numbers_of_an_evaluator_are_held_against_what_was_usual_and_not_against_training():
+    told = story("measure")
+    shown = text(pages.of_episode(told, LOOK))
+
+    assert "0 would be no change" in shown
+    assert "how the numbers usually were since this version answers" in shown
+    assert "in training" not in shown
+
+
+@pytest.mark.parametrize(
+    ("apart", "label"),
+    [(timedelta(seconds=1), "12:00:01"), (timedelta(minutes=5), "12:05"), (timedelta(days=1), "05-02 12:00")],
+)
+def test_the_times_below_a_chart_tell_its_windows_apart(apart, label):
+    told = story()
+    looked = [replace(one, ended=(BEGAN + nth * apart).isoformat()) for nth, one in enumerate(told.looked[:4])]
+    ticks = re.findall(r"<span[^>]*>([^<]+)</span>", pages.of_episode(replace(told, looked=looked), LOOK))
+
+    assert label in ticks
+
+
 def test_a_week_tells_its_episodes_and_numbers():
     page = pages.of_days(week(), LOOK)
     shown = text(page)

@@ -14,6 +14,9 @@ from meguri_monitoring import drawing, telling
 from meguri_monitoring.story import Amount, Compared, Days, Story
 from meguri_monitoring.wording import Language, duration, moment, number, percent, say, sentences
 
+SOME_MINUTES, A_DAY = timedelta(minutes=10), timedelta(hours=20)
+"""Below these a chart's times have seconds, or no date."""
+
 _TEMPLATES = Environment(
     loader=PackageLoader("meguri_monitoring"),
     autoescape=True,
@@ -36,7 +39,7 @@ class Look:
 def of_episode(story: Story, look: Look) -> str:
     """Return the page about an episode."""
     language, opening = look.language, story.opening
-    scores = _scores(story)
+    scores, is_measure = _scores(story), opening.about == "measure"
     return _page(
         "episode.html",
         look,
@@ -49,6 +52,8 @@ def of_episode(story: Story, look: Look) -> str:
         histograms=[_histogram(one, language) for one in story.compared],
         scores=scores if scores.dots else None,
         over_time=f"page.over time.{opening.about}" if opening.about in ("volume", "measure") else "page.over time.how",
+        changed="page.changed.measure" if is_measure else "page.changed.how",
+        reference="page.reference.measure" if is_measure else "page.reference",
         quality=_quality(story),
         span=duration(_span(story.quality, look.made).total_seconds(), language),
         window=_window(story),
@@ -69,7 +74,7 @@ def of_days(days: Days, look: Look) -> str:
         )
         for one in days.episodes
     ]
-    labels = [f"{one.time:%m-%d %H:%M}" for one in days.volume]
+    labels = _labels([one.time for one in days.volume])
     return _page(
         "days.html",
         look,
@@ -105,7 +110,8 @@ def _histogram(one: Compared, language: Language) -> tuple[Compared, drawing.His
 def _scores(story: Story) -> drawing.Line:
     scored = [one for one in story.looked if one.version == story.opening.version]
     limit = max((one.threshold for one in scored if one.threshold is not None), default=None)
-    labels, marked = [_short(one.ended) for one in scored], [one.moved for one in scored]
+    labels = _labels([datetime.fromisoformat(one.ended) if one.ended else None for one in scored])
+    marked = [one.moved for one in scored]
     return drawing.line([one.score for one in scored], labels, limit, marked=marked)
 
 
@@ -114,7 +120,7 @@ def _quality(told: Story | Days) -> drawing.Line | None:
     if not known:
         return None
     within = drawing.around(known, 0, 1 if told.metric == "accuracy" else inf)
-    labels = [f"{one.time:%m-%d %H:%M}" for one in told.quality]
+    labels = _labels([one.time for one in told.quality])
     return drawing.line([one.value for one in told.quality], labels, within=within)
 
 
@@ -168,9 +174,12 @@ def _span(amounts: Sequence[Amount], until: datetime) -> timedelta:
     return (times[1] if len(times) > 1 else until) - times[0] if times else timedelta()
 
 
-def _short(time: str) -> str:
-    """The minute of an ISO 8601 time, without the year."""
-    return time[5:16].replace("T", " ")
+def _labels(times: Sequence[datetime | None]) -> list[str]:
+    """Return of each time, as far as it is known, what tells it from the others."""
+    known = [time for time in times if time]
+    spread = max(known) - min(known) if known else timedelta()
+    shown = "%H:%M:%S" if spread < SOME_MINUTES else "%H:%M" if spread < A_DAY else "%m-%d %H:%M"
+    return [time.strftime(shown) if time else "" for time in times]
 
 
 def _in(language: Language) -> str:

@@ -89,8 +89,8 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "誤差（{metric}）が {before} から {now} に変わりました（正解が判明している {labels} 件による）。",
     ),
     "bad.measure": (
-        "Its distance from what is usual is {value}; up to {expected} is normal.",
-        "通常の値からの距離は {value} です（許容範囲は {expected} まで）。",
+        "Its distance from what is usual is {value}; 0 would be no change.",
+        "通常の値からの距離は {value} です（変化がなければ 0）。",
     ),
     # --- who
     "who.share": (
