@@ -105,8 +105,8 @@ def build(settings: Settings | None = None) -> Service:
     service.once_connected(concluder.run)
     service.once_connected(scorer.run)
     service.once_connected(evaluators.run)
-    service.reasons += [recorder.trouble, queue.trouble, concluder.trouble]
-    service.warnings += [scorer.trouble, evaluators.trouble, notifier.trouble]
+    service.reasons += [recorder.trouble, concluder.trouble]
+    service.warnings += [queue.trouble, scorer.trouble, evaluators.trouble, notifier.trouble]
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
     service.hear(Hearing(MONITORING_LABELS, [scorer.take]))
