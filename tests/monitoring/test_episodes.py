@@ -243,7 +243,7 @@ def test_answers_that_change_without_the_inputs_say_so():
     (said,), _ = story(window(1, found("prediction")), window(2, found("prediction")))
 
     assert said.inputs_moved is False
-    assert said.text.startswith("the answers changed, the inputs did not: ")
+    assert said.text.startswith("outputs changed, inputs did not: ")
 
 
 def test_answers_that_change_with_the_inputs_say_so():
@@ -378,7 +378,7 @@ def test_measures_have_an_episode_for_each_number():
     assert [one.subject for one in state.episodes] == ["persons.mean", "persons.high"]
     assert isinstance(said[0], AnomalyDetected)
     assert (said[0].about, said[0].value, said[0].expected, said[0].inputs_moved) == ("measure", 0.6, 0.1, False)
-    assert said[0].text == "the answers changed, the inputs did not: fewer persons"
+    assert said[0].text == "outputs changed, inputs did not: fewer persons"
 
 
 def test_a_measure_during_drift_says_that_the_inputs_moved():

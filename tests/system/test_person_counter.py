@@ -155,7 +155,7 @@ async def test_an_evaluator_that_drops_rows_is_found_by_its_numbers_and_made_goo
         assert [moved(window) for window in windows[:4]] == [False, False, True, True]
         assert opened.event["window"] == windows[3]["window"]
         assert (opened.event["subject"], opened.event["inputs_moved"]) == ("person_counter.persons", False)
-        assert "the answers changed, the inputs did not" in opened.event["text"]
+        assert "outputs changed, inputs did not" in opened.event["text"]
 
         # --- its link leads to where rows went missing
         trace = opened.event["traces"][0]

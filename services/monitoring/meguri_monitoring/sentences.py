@@ -45,7 +45,7 @@ def with_inputs(text: str, about: EpisodeKind, inputs_moved: bool | None) -> str
     """Begin with whether the inputs moved too, where it is about what came out."""
     if about not in ("prediction", "measure") or inputs_moved is None:
         return text
-    return f"the answers changed, {'and the inputs too' if inputs_moved else 'the inputs did not'}: {text}"
+    return f"outputs changed, {'and inputs too' if inputs_moved else 'inputs did not'}: {text}"
 
 
 def back(about: EpisodeKind, windows: int) -> str:
