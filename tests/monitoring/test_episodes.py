@@ -252,7 +252,7 @@ def test_answers_that_change_with_the_inputs_say_so():
 
     assert [event.inputs_moved for event in story(*both)[0]] == [None, True]
     assert [event.inputs_moved for event in story(*once)[0]] == [True]
-    assert "and the inputs too" in story(*once)[0][0].text
+    assert "outputs changed, and inputs too" in story(*once)[0][0].text
 
 
 # --- worse, and seen --------------------------------------------------------------------------------------------------
