@@ -100,3 +100,30 @@ async def test_work_that_the_broker_does_not_take_is_a_temporary_error(queue, ow
 
     with pytest.raises(TemporaryError, match="takes no work"):
         await queue.put(SUBJECT, b"task", {})
+
+
+async def test_tasks_that_never_succeed_do_not_keep_others_from_being_done(own_broker, queue):
+    done = []
+
+    async def do(msg):
+        if msg.data == b"bad":
+            raise TemporaryError("the file is lost")
+        done.append(msg.data)
+
+    for _ in range(MONITORING_WINDOWS.max_ack_pending + 1):
+        await queue.put(SUBJECT, b"bad", {})
+    last = await queue.put(SUBJECT, b"good", {})
+    async with working(own_broker, do):
+        await until(lambda: done, "the good one", within=20)
+        await until(lambda: queue.is_done_up_to(last), "an end")
+
+    assert done == [b"good"]
+
+
+async def test_what_waits_is_not_done(own_broker, queue):
+    before = await queue.last()
+    last = await queue.put(SUBJECT, b"task", {})
+
+    assert (last, await queue.last()) == (before + 1, last)
+    assert await queue.is_done_up_to(before)
+    assert not await queue.is_done_up_to(last)

@@ -32,6 +32,7 @@ from meguri_monitoring.recording import NAME, Hooks, Recorder
 from meguri_monitoring.references import References
 from meguri_monitoring.scoring import Scorer
 from meguri_monitoring.settings import Settings
+from meguri_monitoring.sweeping import Sweeper
 
 NOTICES_TOGETHER = 8
 """Messages about episodes in hand: a place that does not answer must not keep the others waiting."""
@@ -102,6 +103,7 @@ def build(settings: Settings | None = None) -> Service:
     notifier = Notifier(log=service.log, database=database, projection=tables, decider=decider, settings=settings)
     service.follow(reader, recorder.run)
     service.once_connected(counter.run)
+    service.once_connected(Sweeper(queue, database).run)
     service.once_connected(concluder.run)
     service.once_connected(scorer.run)
     service.once_connected(evaluators.run)

@@ -160,7 +160,7 @@ class Recorder:
             self._projection.again()
             raise
         # A replica that died may have planned what it did not tell; to count twice changes nothing.
-        self._untold = list(_tasks(await self._database.ask(window_store.all_uncounted)))
+        self._untold = list(tasks_of(await self._database.ask(window_store.all_uncounted)))
         await self._tell()
 
     def _begin(self, last: int) -> int:
@@ -355,11 +355,17 @@ def _planned(session: Session, model: str, version: int, batches: Sequence[Batch
     )
 
 
-def _tasks(uncounted: Iterable[tuple[window_store.WindowRow, list[int], bool]]) -> Iterator[Task]:
-    return _grouped(
-        Task(row.model, row.version, tuple(parts), (row.id or 0,) if closed else (), row.rows)
-        for row, parts, closed in uncounted
-    )
+def tasks_of(uncounted: Iterable[tuple[window_store.WindowRow, list[int], bool]]) -> Iterator[Task]:
+    """Return the tasks for windows that wait: no larger than when they were planned, however many parts a window has."""
+    return _grouped(task for row, parts, closed in uncounted for task in _by_part(row, parts, closed=closed))
+
+
+def _by_part(row: window_store.WindowRow, parts: Sequence[int], *, closed: bool) -> Iterator[Task]:
+    rows = row.rows // max(row.parts, 1)
+    for part in parts:
+        yield Task(row.model, row.version, (part,), (), rows)
+    if closed:
+        yield Task(row.model, row.version, (), (row.id or 0,))
 
 
 def _grouped(tasks: Iterable[Task]) -> Iterator[Task]:

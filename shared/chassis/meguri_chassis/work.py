@@ -1,7 +1,8 @@
 """Work that any replica may do: small messages of a stream that tell what is to be done, shared by whoever is there.
 
-What is put here is done at least once: a task whose replica died is given to another after the consumer's `ack_wait`. So doing
-it again must change nothing, and who puts a task must be able to tell again what is not done.
+A task whose replica died is given to another after the consumer's `ack_wait`, so doing it again must change nothing. One that
+fails comes again once and is then set down: at the broker only so many may be in hand at a time, and those that cannot be done
+must not keep the others waiting. So who puts a task must be able to tell again what is not done.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 EXPIRES = 5.0
 """Seconds that a request for work lingers at the broker."""
+TRIES = 2
+"""How often a task is delivered that fails."""
 PAUSE = 0.5
 """Seconds to wait after the broker could not be asked."""
 
@@ -38,15 +41,32 @@ class WorkQueue:
         """Why work is not done at the moment, in words for an operator."""
         return self._trouble
 
-    async def put(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        """Tell what is to be done. Raises TemporaryError while the broker does not take it."""
+    async def put(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
+        """Tell what is to be done; return the task's sequence. Raises TemporaryError while the broker does not take it."""
         try:
-            await self._jetstream().publish(subject, body, stream=self._consumer.stream, headers=headers)
+            ack = await self._jetstream().publish(subject, body, stream=self._consumer.stream, headers=headers)
+            return int(ack.seq)
         except (NatsError, APIError, OSError) as error:
             raise TemporaryError(f"the broker takes no work: {error!r}") from error
 
+    async def last(self) -> int:
+        """Return the sequence of the last task. Raises TemporaryError without the broker."""
+        try:
+            return int((await self._jetstream().stream_info(self._consumer.stream)).state.last_seq)
+        except (NatsError, APIError, OSError) as error:
+            raise TemporaryError(f"the broker does not tell of work: {error!r}") from error
+
+    async def is_done_up_to(self, sequence: int) -> bool:
+        """Whether all tasks up to one are done or set down. Raises TemporaryError without the broker."""
+        try:
+            known = await self._jetstream().consumer_info(self._consumer.stream, self._consumer.name)
+        except (NatsError, APIError, OSError) as error:
+            raise TemporaryError(f"the broker does not tell of work: {error!r}") from error
+        nothing_left = not known.num_pending and not known.num_ack_pending
+        return nothing_left or (known.ack_floor is not None and known.ack_floor.stream_seq >= sequence)
+
     async def work(self, do: Callable[[Msg], Awaitable[None]]) -> None:
-        """Do what there is, one task after the other, for ever. A task that fails comes again."""
+        """Do what there is, one task after the other, for ever. A task that fails comes again, up to TRIES times."""
         while True:
             try:
                 subscription = await self._jetstream().pull_subscribe_bind(
@@ -70,11 +90,9 @@ class WorkQueue:
                 await do(msg)
         except Exception as error:
             self._trouble = f"work of {self._consumer.name} cannot be done: {error}"
-            deliveries = msg.metadata.num_delivered
-            delay = RETRY_DELAYS[min(deliveries, len(RETRY_DELAYS)) - 1]
             level = logging.WARNING if isinstance(error, MeguriError) else logging.ERROR
-            logger.log(level, "%s; again in %.0f s", self._trouble, delay, exc_info=error)
-            await msg.nak(delay=delay)
+            logger.log(level, self._trouble, exc_info=error)
+            await (msg.nak(delay=RETRY_DELAYS[0]) if msg.metadata.num_delivered < TRIES else msg.ack())
         else:
             self._trouble = None
             await msg.ack()
