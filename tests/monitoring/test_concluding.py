@@ -21,6 +21,7 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.spec import ModelSpec
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
+from meguri_monitoring import concluding
 from meguri_monitoring.episodes import CHANGED
 from meguri_monitoring.timeline import sentence
 from tests.conftest import until
@@ -266,3 +267,31 @@ async def test_episodes_are_found_by_what_they_are_about(monitoring):
 def _spec_of(applied: bytes) -> bytes:
 
     return json.dumps(json.loads(applied)["spec"]).encode()
+
+
+# --- in spite of others -----------------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_nothing_can_be_concluded_for_keeps_no_other_waiting(own_broker, tmp_path, monkeypatch):
+    url, artifacts = f"sqlite:///{tmp_path}/monitoring.db", tmp_path / "artifacts"
+    follows = concluding._follows
+    broken = {"a-broken"}
+
+    def of_windows(row, session):
+        if row.model in broken:
+            raise ValueError("this is odd")
+        return follows(row, session)
+
+    async with monitoring_in(tmp_path, own_broker, url, artifacts, "a-broken") as monitoring:
+        well = Monitoring(monitoring.http, monitoring.wire, monitoring.artifacts, tmp_path, "b-well")
+        for one in (monitoring, well):
+            await one.watch()
+        monkeypatch.setattr(concluding, "_follows", of_windows)
+        for one in (monitoring, well):
+            await one.predict(*(message(one.model, values(WINDOW, seed, 3.0)) for seed in (1, 2)))
+        await well.said(DriftDetected)
+        reasons = (await monitoring.http.get("/health/ready")).json()["reasons"]
+        assert reasons == ["nothing is concluded from windows: a-broken: this is odd"]
+
+        broken.clear()
+        await monitoring.said(DriftDetected)

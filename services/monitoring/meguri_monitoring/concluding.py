@@ -14,7 +14,7 @@ from meguri_chassis.log import EventLog, Message
 from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database, utc
 from meguri_contracts import events
-from meguri_contracts.errors import MeguriError
+from meguri_contracts.errors import MeguriError, TemporaryError
 from meguri_contracts.events import Event, SpecApplied
 from meguri_contracts.names import derived_id
 from meguri_contracts.spec import Monitor
@@ -32,6 +32,10 @@ LOOK_BACK = 4
 """How many times `rule.windows` windows are looked back at: such without a verdict may lie between those that count."""
 OF_A_WINDOW = (*OF_WINDOWS, "volume")
 """Kinds of episodes for which a window is evidence."""
+
+
+class NotConcluded(TemporaryError):
+    """What follows for a model could not be found out or said; others had their turn."""
 
 
 class Concluder:
@@ -129,22 +133,35 @@ class Concluder:
             return
 
     async def _conclude(self) -> None:
+        """Conclude what there is. What fails of one model comes after all the others; the last of these errors is raised."""
         self._something.clear()
-        while rows := await self._database.ask(window_store.undecided):
-            quiet = await self._database.ask(partial(_quiet, rows))
-            if quiet:
-                await self._database.change(partial(_mark_quiet, quiet))
-            for row in rows[len(quiet) :][:1]:
-                await self._conclude_from(row)
+        failed: dict[str, Exception] = {}
+        while rows := await self._database.ask(partial(window_store.undecided, but=list(failed))):
+            try:
+                await self._conclude_first(rows)
+            except Exception as error:  # noqa: BLE001 - raised in the end
+                failed[rows[0].model] = error
         now = datetime.now(UTC)
         for model in sorted(self._heard | {model for model, due in self._due.items() if due <= now}):
             # Before: what is heard meanwhile is looked at once more.
             self._heard.discard(model)
             try:
                 await self._listen(model)
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - raised in the end
                 self._heard.add(model)
-                raise
+                failed[model] = error
+        if failed:
+            model, why = failed.popitem()
+            raise NotConcluded(f"{model}: {why}") from why
+
+    async def _conclude_first(self, rows: Sequence[WindowRow]) -> None:
+        """Conclude from the first window, and from those of the same model behind it that say nothing."""
+        own = [row for row in rows if row.model == rows[0].model]
+        quiet = await self._database.ask(partial(_quiet, own))
+        if quiet:
+            await self._database.change(partial(_mark_quiet, quiet))
+        for row in own[len(quiet) :][:1]:
+            await self._conclude_from(row)
 
     async def _conclude_from(self, row: WindowRow) -> None:
         cause = _cause(row)
@@ -183,7 +200,9 @@ class Concluder:
                 # Whatever it is: windows are concluded in their order, none is passed over.
                 self._trouble = f"nothing is concluded from windows: {error}"
                 logger.log(
-                    logging.WARNING if isinstance(error, MeguriError) else logging.ERROR, self._trouble, exc_info=error
+                    logging.WARNING if isinstance(error.__cause__ or error, MeguriError) else logging.ERROR,
+                    self._trouble,
+                    exc_info=error,
                 )
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_AT_MOST)

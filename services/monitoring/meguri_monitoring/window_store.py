@@ -1,7 +1,7 @@
 """Tables of windows: planned, counted in parts, judged."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -220,8 +220,11 @@ def keep_judged(session: Session, id_: int, judged: Judged, evidence: dict[str, 
 # --- judged
 
 
-def undecided(session: Session, limit: int = 100) -> list[WindowRow]:
-    """Return judged windows from which nothing was concluded yet, each after all those of its version and rollout before it."""
+def undecided(session: Session, but: Collection[str] = (), limit: int = 100) -> list[WindowRow]:
+    """Return judged windows from which nothing was concluded yet, each after all those of its version and rollout before it.
+
+    Without those of some models.
+    """
     before = aliased(WindowRow)
     earlier = (
         select(before.id)
@@ -235,6 +238,7 @@ def undecided(session: Session, limit: int = 100) -> list[WindowRow]:
         .exists()
     )
     query = select(WindowRow).where(col(WindowRow.decided).is_(False), col(WindowRow.judged).is_not(None), ~earlier)
+    query = query.where(col(WindowRow.model).not_in(list(but)))
     order = (col(WindowRow.model), col(WindowRow.version), col(WindowRow.rollout), col(WindowRow.number))
     return list(session.exec(query.order_by(*order).limit(limit)).all())
 
