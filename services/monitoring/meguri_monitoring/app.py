@@ -1,9 +1,11 @@
 """Monitoring: keeps every prediction, holds windows of them against the reference, joins labels to them however late, and tells
 of what is not as it was once per episode."""
 
+import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
+from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
 from meguri_chassis.artifacts import Artifacts
@@ -36,6 +38,8 @@ from meguri_monitoring.sweeping import Sweeper
 
 NOTICES_TOGETHER = 8
 """Messages about episodes in hand: a place that does not answer must not keep the others waiting."""
+PAUSE_WITHOUT_STREAM = 2.0
+"""Seconds after which it is looked again whether the stream of predictions was put right."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -78,7 +82,14 @@ def build(settings: Settings | None = None) -> Service:
     references = References(log=service.log, database=database, projection=tables, artifacts=artifacts)
     recent = Recent()
     queue = WorkQueue(service.jetstream, MONITORING_WINDOWS)
-    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME)
+
+    async def stream_is_there() -> None:
+        last = int((await service.jetstream().stream_info(PREDICTIONS)).state.last_seq)
+        if lost := recorder.what_is_lost(last):
+            await asyncio.sleep(PAUSE_WITHOUT_STREAM)
+            raise NatsError(lost)
+
+    reader = service.reader(PREDICTIONS, [f"{PREDICTION_PREFIX}.*"], NAME, before=stream_is_there)
     recorder = Recorder(
         reader=reader,
         log=service.log,

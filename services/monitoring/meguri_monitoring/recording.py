@@ -133,10 +133,20 @@ class Recorder:
         self._untold: list[Task] = []
         """Tasks that the broker has not taken yet."""
         self._trouble: str | None = None
+        self._lost: str | None = None
 
     def trouble(self) -> str | None:
         """Why predictions are not recorded at the moment, in words for an operator."""
-        return self._trouble
+        return self._lost or self._trouble
+
+    def what_is_lost(self, last: int) -> str | None:
+        """Say why the stream, which ends at `last`, is not the one that was recorded; None if it may be.
+
+        One that was begun anew counts its messages from 1: they would not be looked at before there are as many as there were.
+        """
+        lost = f"the stream of predictions ends at {last}, but was recorded up to {self._position}: it was lost"
+        self._lost = f"{lost}; `meguri restore-log` has it go on behind that" if last < self._position else None
+        return self._lost
 
     async def run(self) -> None:
         """Follow for ever."""

@@ -170,8 +170,10 @@ class Service:
         """The broker's JetStream. Raises NatsError before the broker was reached."""
         return self.client().jetstream()
 
-    def reader(self, stream: str, subjects: Sequence[str], name: str) -> Reader:
-        return Reader(self.jetstream, stream, subjects, name)
+    def reader(
+        self, stream: str, subjects: Sequence[str], name: str, *, before: Callable[[], Awaitable[None]] | None = None
+    ) -> Reader:
+        return Reader(self.jetstream, stream, subjects, name, before=before)
 
     def serve(self) -> None:
         """Serve HTTP and events until SIGTERM."""
