@@ -296,13 +296,16 @@ async def test_rows_that_a_writer_leaves_out_are_logged_and_a_replay_adds_them_o
             (2, error["trace_id"])
         ]
 
+        too_early = await replay(monitoring)
         (plugin / "at_most").unlink()
         first, second = await replay(monitoring), await replay(monitoring)
 
-        assert (first["rows"], first["written"], second["written"]) == (4, 2, 0)
+        assert (too_early["left_out"], first["left_out"], second["left_out"]) == (2, 0, 0)
+        assert (too_early["written"], first["written"], second["written"]) == (0, 2, 0)
+        assert {one["rows"] for one in (too_early, first, second)} == {4}
         assert sorted(table(monitoring)["key"]) == sorted(id_ for id_, _ in sent)
-        said = await monitoring.said(MeasuresRefilled, 2)
-        assert [(one.written, one.actor) for one in said] == [(2, "ada"), (0, "ada")]
+        said = await monitoring.said(MeasuresRefilled, 3)
+        assert [(one.written, one.actor) for one in said] == [(0, "ada"), (2, "ada"), (0, "ada")]
 
 
 async def test_numbers_that_change_are_an_episode_that_leads_to_where_rows_were_left_out(own_broker, tmp_path, plugin):

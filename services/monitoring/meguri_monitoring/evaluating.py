@@ -199,13 +199,20 @@ class Evaluators:
         if position is None:
             raise NotFound(f"evaluator {name!r} has evaluated nothing of {model!r} yet")
         predictions = self._predictions(model, since)
-        first = last = rows = written = 0
+        first = last = rows = left_out = written = 0
         while predictions and (part := requests.next_part(predictions, last, position.sequence)):
-            given, new = evaluation.evaluate(model, evaluator, part, partial(measure_tables.refill, uri))
+            given, missing, new = evaluation.evaluate(model, evaluator, part, partial(measure_tables.refill, uri))
             first, last = first or part.first, part.last
-            rows, written = rows + given, written + new
+            rows, left_out, written = rows + given, left_out + missing, written + new
         return MeasuresRefilled(
-            model=model, evaluator=name, rows=rows, written=written, first=first, last=last, actor=actor
+            model=model,
+            evaluator=name,
+            rows=rows,
+            left_out=left_out,
+            written=written,
+            first=first,
+            last=last,
+            actor=actor,
         )
 
 

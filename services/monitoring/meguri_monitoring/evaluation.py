@@ -25,8 +25,9 @@ Put = Callable[[pl.DataFrame], int]
 """Puts rows into the table; returns how many of them are new there."""
 
 
-def evaluate(model: str, evaluator: Evaluator, part: Part, put: Put) -> tuple[int, int]:
-    """Return how many rows the evaluator gave for the predictions, and how many of them are new in the table.
+def evaluate(model: str, evaluator: Evaluator, part: Part, put: Put) -> tuple[int, int, int]:
+    """Return how many rows the evaluator gave for the predictions, how many of them its writer left out, and how many are
+    new in the table.
 
     Raises Invalid when they are not as they must be, and whatever evaluator, writer and `put` raise.
     """
@@ -39,7 +40,7 @@ def evaluate(model: str, evaluator: Evaluator, part: Part, put: Put) -> tuple[in
             logger.error("evaluator %s of %s: %d %s; later `meguri evaluate`", name, model, part.incomplete, missing)
         rows = plugins.evaluated(evaluator, part.rows)
         if rows is None:
-            return 0, 0
+            return 0, 0, 0
         with telemetry.tracer.start_as_current_span(f"write {name}", attributes=about) as span:
             left = _written(model, evaluator, rows)
             span.set_attributes({"meguri.rows.in": rows.height, "meguri.rows.written": left.height})
@@ -48,7 +49,7 @@ def evaluate(model: str, evaluator: Evaluator, part: Part, put: Put) -> tuple[in
                 "_trace": pl.lit(telemetry.current_trace_id()),
                 "_left_out": pl.lit(rows.height - left.height, pl.Int64),
             }
-            return rows.height, put(left.with_columns(**own)) if left.height else 0
+            return rows.height, rows.height - left.height, put(left.with_columns(**own)) if left.height else 0
 
 
 def _written(model: str, evaluator: Evaluator, rows: pl.DataFrame) -> pl.DataFrame:

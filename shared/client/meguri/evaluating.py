@@ -36,3 +36,7 @@ def _refilled(out: Console, refilled: dict[str, Any]) -> None:
         f"{refilled['rows']:,} rows evaluated from predictions {refilled['first']} to {refilled['last']}, "
         f"{refilled['written']:,} of them were missing and are there now"
     )
+    if left_out := refilled["left_out"]:
+        out.print(
+            f"[red]{left_out:,} were left out by its writer and are not in the table[/]: the log of monitoring says why"
+        )

@@ -872,6 +872,8 @@ class MeasuresRefilled(Event):
     evaluator: str
     rows: int = Field(ge=0)
     """That the evaluator gave."""
+    left_out: int = Field(default=0, ge=0)
+    """Of these, those that its writer did not let through: they are missing still."""
     written: int = Field(ge=0)
     """Of these, those that the table did not have."""
     first: int
