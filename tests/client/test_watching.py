@@ -9,7 +9,7 @@ from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved
 from meguri_monitoring.app import build
 from meguri_monitoring.settings import Settings
 from tests.client.conftest import meguri, reachable
-from tests.monitoring.episodes_of import opening
+from tests.monitoring.episodes_of import TRACE, opening
 from tests.services import name
 
 
@@ -22,7 +22,7 @@ async def model(own, own_broker, tmp_path, monkeypatch) -> AsyncIterator[str]:
         await own.say(opening(model, "e-1"))
         await own.say(EpisodeResolved(model=model, version=3, episode="e-1", reason="version 4 [serves]"))
         await own.say(opening(model, "e-2", "volume", subject="", producer="", share=0))
-        last = await own.say(opening(name("other"), "e-3"))
+        last = await own.say(opening(name("other"), "e-3", "measure"))
         await http.get("/episodes", headers={"Meguri-After": str(last)})
         yield model
 
@@ -67,6 +67,13 @@ async def test_a_report_of_an_episode_is_told_in_short_and_written_whole(model, 
     assert written.out == f"written to {page}\n"
     assert "解消済み" in page.read_text()
     assert json.loads(data.read_text()) == (await meguri("report", "e-1", "--json")).data
+
+
+async def test_a_report_of_an_episode_leads_to_an_example_that_can_be_looked_at(model):
+    of_predictions, of_an_evaluator = await meguri("report", "e-1"), await meguri("report", "e-3")
+
+    assert "an example: `meguri why p-1`" in of_predictions.out
+    assert f"an example: `meguri trace {TRACE}`" in of_an_evaluator.out
 
 
 async def test_a_report_of_a_model_is_told_and_written(model, tmp_path):

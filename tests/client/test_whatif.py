@@ -45,7 +45,7 @@ def shown(found) -> str:
 def test_what_would_have_been_is_said_beside_what_was():
     text = shown(FOUND)
 
-    assert "x from [camera], since 2026-11-20T12:01:00+00:00, still open" in text
+    assert "x from [camera], since 2026-11-20 12:01:00, still open" in text
     assert "with threshold 0.8, the reference of version 2: no episode" in text
     assert "0.41" in text
     assert "moved, 0.41" in text
@@ -62,3 +62,12 @@ def test_windows_that_were_cut_otherwise_stand_alone():
     text = shown(FOUND | {"windows": [WINDOW | {"rows": 250}]})
 
     assert "moved, 0.41" not in text
+
+
+def test_windows_are_whole_on_a_narrow_terminal_and_quiet_ones_above_the_threshold_are_explained():
+    out = StringIO()
+    whatif.show(Console(file=out, width=60), FOUND | {"windows": [WINDOW | {"moved": False}]})
+
+    assert "2026-11-20 12:01:00  x      0.41   0.1        quiet" in out.getvalue()
+    assert "quiet at or above the threshold" in out.getvalue()
+    assert "quiet at or above" not in shown(FOUND)

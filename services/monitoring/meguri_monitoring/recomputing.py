@@ -94,7 +94,10 @@ def changed(rule: Monitor, about: EpisodeKind, subject: str, asked: Mapping[str,
     try:
         return Monitor.model_validate({**rule.model_dump(), **wanted})
     except ValidationError as error:
-        raise Invalid("; ".join(f"{one['loc'] or 'rule'}: {one['msg']}" for one in error.errors())) from error
+        reasons = [
+            f"{'.'.join(map(str, one['loc']))} {one['msg'].removeprefix('Value error, ')}" for one in error.errors()
+        ]
+        raise Invalid(f"there is no such rule: {'; '.join(map(str.strip, reasons))}") from error
 
 
 def recomputed(

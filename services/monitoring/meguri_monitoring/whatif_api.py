@@ -40,7 +40,8 @@ def routes(service: Service, references: References) -> APIRouter:
         against = version or past.episode.version
         reference = await references.of(past.episode.model, against)
         if reference is None:
-            raise NotFound(f"version {against} of {past.episode.model} has no reference profile")
+            name = past.episode.model
+            raise NotFound(f"version {against} of {name} has no reference profile: see `meguri models {name}`")
         # One at a time: it takes a processor for a while.
         async with computing:
             return await asyncio.to_thread(whatif.recompute, past, service.settings.data_url, reference, against, asked)

@@ -187,7 +187,7 @@ def _spec(text: bytes) -> ModelSpec:
     try:
         return ModelSpec.model_validate(data)
     except ValidationError as error:
-        raise Invalid(f"the spec breaks a rule: {explain(error)}") from error
+        raise Invalid(f"the spec breaks a rule: {explain(error, whole='')}") from error
 
 
 def _changed(policy: Policy, changes: dict[str, Any]) -> Policy:

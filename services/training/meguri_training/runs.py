@@ -167,8 +167,11 @@ def _unmet(model: Model, data: Data | None) -> str:
         return ""
     if wanting := _wanting(model):
         return "" if new_rows >= retrain.fresh_rows else _unseen(wanting[-1], retrain.fresh_rows, new_rows)
-    enough = f"{retrain.rows} are enough" if retrain.rows is not None else "new rows alone are no reason"
-    return f"{new_rows} new rows since the last run, {enough}"
+    if retrain.rows is None:
+        return (
+            f"an episode that retrains, or `meguri train`: new rows alone are no reason ({new_rows} since the last run)"
+        )
+    return f"{new_rows} new rows since the last run, {retrain.rows} are enough"
 
 
 def _unseen(wanting: Trigger, needed: int, rows: int) -> str:

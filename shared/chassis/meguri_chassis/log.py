@@ -42,6 +42,8 @@ from meguri_contracts.topology import (
 
 logger = logging.getLogger(__name__)
 
+_PLAIN = {"extra_forbidden": "there is no such field"}
+"""By type of error: plainer words than those of pydantic."""
 APPEND_TIMEOUT = 5.0
 """Seconds to wait for the broker's word that an event is on disk."""
 APPEND_PATIENCE = 30.0
@@ -206,10 +208,12 @@ def _event(expected: type[Event], key: str, body: bytes) -> Event:
         raise Malformed(explain(error)) from error
 
 
-def explain(error: ValidationError) -> str:
-    """Say in a line which fields break which rules; the first five."""
+def explain(error: ValidationError, whole: str = "body: ") -> str:
+    """Say in a line which fields break which rules; the first five. `whole` begins what is about no field alone."""
     found = error.errors(include_url=False, include_context=False)
-    said = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg'].removeprefix('Value error, ')}" for e in found]
+    plain = [_PLAIN.get(e["type"], e["msg"].removeprefix("Value error, ")) for e in found]
+    places = [".".join(map(str, e["loc"])) for e in found]
+    said = [f"{place}: {text}" if place else f"{whole}{text}" for place, text in zip(places, plain, strict=True)]
     return "; ".join(said[:5]) + (f"; and {len(said) - 5} more" if len(said) > 5 else "")
 
 

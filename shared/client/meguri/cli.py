@@ -157,7 +157,9 @@ def trace(
     found = traces.traces_of(spans, id)
     if not found:
         raise Refused(
-            404, f"no span in {where} is of {id!r}; predictions are sampled, and a span is there a second later"
+            404,
+            f"no span in {where} is of {id!r}: a span is there a second later, and only some predictions have any "
+            "(MEGURI_INFERENCE_SAMPLING); `meguri why` explains each of them",
         )
     drawn = [(traces.waterfall(spans, one), *traces.neighbours(spans, one)) for one in found]
     give(as_json, show.traces_as_data(drawn), lambda out, _: show.waterfalls(out, drawn))

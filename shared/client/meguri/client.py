@@ -1,10 +1,11 @@
 """The services' HTTP answers, as plain dictionaries, and events published as any upstream would."""
 
+import getpass
 import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -428,5 +429,7 @@ def _reason(answer: httpx.Response) -> str:
 
 
 def who() -> str:
-    """Who acts: MEGURI_ACTOR, or the user of this machine."""
-    return os.environ.get("MEGURI_ACTOR") or os.environ.get("USER") or "unknown"
+    """Who acts: MEGURI_ACTOR, or the user of this machine; in a container its user may have no name."""
+    with suppress(OSError, KeyError):
+        return os.environ.get("MEGURI_ACTOR") or getpass.getuser()
+    return "unknown"

@@ -51,7 +51,8 @@ def labels(
     if not is_name(model):
         fail(f"{model!r} is no name of a model")
     # Read whole before anything is sent: a file with a mistake in it changes nothing.
-    found = list(read(file))
+    if not (found := list(read(file))):
+        fail(f"{file}: there are no labels in it")
     _require_known(model)
     try:
         events = asyncio.run(publish_labels(model, found, producer=producer, id=id))
@@ -94,7 +95,9 @@ def read(file: Path) -> Iterator[Label]:
     with file.open(encoding="utf-8-sig", newline="") as text:
         try:
             yield from readers[file.suffix.lower()](file, text)
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise NoLabels(f"{file}: this is no text in UTF-8: {error}") from error
+        except csv.Error as error:
             raise NoLabels(f"{file}: {error}") from error
 
 
@@ -107,7 +110,10 @@ def _rows_of_csv(file: Path, text: Iterable[str]) -> Iterator[Label]:
     for row in rows:
         # In a file of both kinds, what a row does not have is empty.
         given = {name: row[name] for name in COLUMNS if name in columns and (row[name] or name == "label")}
-        with _said_of(f"{file}, line {rows.line_num}"):
+        place = f"{file}, line {rows.line_num}"
+        if not given["label"]:
+            raise NoLabels(f"{place}: label: it is empty")
+        with _said_of(place):
             label = Label.model_validate(given)
         yield label
 
@@ -127,7 +133,8 @@ def _said_of(place: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise NoLabels(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise NoLabels(f"{place}: {where + ': ' if where else ''}{reason}") from error
 
 
 def _bodies(labels: Iterable[Label]) -> Iterator[bytes]:

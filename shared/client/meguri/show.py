@@ -41,7 +41,8 @@ def published(out: Console, answer: dict[str, str]) -> None:
 
 
 def labelled(out: Console, answer: dict[str, Any]) -> None:
-    out.print(f"{answer['labels']} labels of {escape(answer['model'])}, in event {escape(', '.join(answer['events']))}")
+    labels = "1 label" if answer["labels"] == 1 else f"{answer['labels']:,} labels"
+    out.print(f"{labels} of {escape(answer['model'])}, in event {escape(', '.join(answer['events']))}")
 
 
 def receipt(out: Console, one: dict[str, Any]) -> None:
@@ -130,7 +131,9 @@ def why(out: Console, found: dict[str, Any]) -> None:
             f"            {arrival['rows']:5} rows from {escape(arrival['producer'])}, event {escape(arrival['event'])}"
         )
     for episode in found["episodes"]:
-        out.print(f"  drift     {episode['feature']} of {escape(episode['producer'])} since {episode['opened']}")
+        about = f"{episode['about']} {escape(episode['subject'])}"
+        from_ = f" from {escape(episode['producer'])}" if episode["producer"] else ""
+        out.print(f"  episode   {about}{from_} since {episode['opened'][:19].replace('T', ' ')}")
 
 
 def waterfalls(out: Console, drawn: Sequence[Drawn]) -> None:

@@ -49,7 +49,16 @@ def report(out: Console, data: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(data['sentence'])}[/]")
     out.print(f"{_state(data['status'])} since {story['began'][:19].replace('T', ' ')}{_ended(story)}")
     out.print(escape(f"{data['how_bad']} {data['culprit']}"))
+    if example := _example(story["opening"]):
+        out.print(f"an example: `{escape(example)}`")
     _happened(out, story["happened"])
+
+
+def _example(opening: dict[str, Any]) -> str:
+    """The command that leads on: evaluators are always traced, predictions only sometimes."""
+    if opening["about"] == "measure" and opening["traces"]:
+        return f"meguri trace {opening['traces'][0]}"
+    return f"meguri why {opening['samples'][0]}" if opening["samples"] else ""
 
 
 def _days(out: Console, data: dict[str, Any]) -> None:

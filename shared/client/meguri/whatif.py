@@ -25,6 +25,7 @@ CHANGES = {
     "reference": "the reference of version {}",
 }
 """Words for what was changed."""
+WIDTH = 120
 
 
 class Rule(StrEnum):
@@ -67,15 +68,19 @@ def whatif(
 def show(out: Console, found: dict[str, Any]) -> None:
     """Say it in words, with the windows beside each other where they are the same."""
     happened, would = found["happened"], found["would"]
-    end = f"until {happened['resolved']} ({escape(happened['reason'])})" if happened["resolved"] else "still open"
+    end = f"until {_at(happened['resolved'])} ({escape(happened['reason'])})" if happened["resolved"] else "still open"
     out.print(
         f"episode {found['episode']}: {found['about']} of {found['model']} version {found['version']}, "
-        f"{_culprit(happened)}, since {happened['opened']}, {end}"
+        f"{_culprit(happened)}, since {_at(happened['opened'])}, {end}"
     )
     out.print(f"with {_changes(found['changed'])}: {_would(would)}")
     for one in would[1:]:
         out.print(f"and again: {_span(one)}")
-    out.print(_windows(found["windows"], happened["windows"]))
+    # As wide as it is: times that are cut off say nothing.
+    table = _windows(found["windows"], happened["windows"])
+    Console(file=out.file, width=max(out.width, WIDTH), highlight=False).print(table, crop=False, soft_wrap=True)
+    if any(one["moved"] is False and one["score"] >= one["threshold"] for one in found["windows"]):
+        out.print("quiet at or above the threshold: the rule asks for more than that, such as significance")
 
 
 def _changes(changed: dict[str, Any]) -> str:
@@ -89,13 +94,17 @@ def _would(would: Sequence[dict[str, Any]]) -> str:
 
 
 def _span(one: dict[str, Any]) -> str:
-    end = f"until {one['resolved']}" if one["resolved"] else "not over in these windows"
-    return f"{_culprit(one)}, {one['share']:.0%} of it, from window {one['number']} ({one['opened']}), {end}"
+    end = f"until {_at(one['resolved'])}" if one["resolved"] else "not over in these windows"
+    return f"{_culprit(one)}, {one['share']:.0%} of it, from window {one['number']} ({_at(one['opened'])}), {end}"
 
 
 def _culprit(one: dict[str, Any]) -> str:
     who = f" from {escape(one['producer'])}" if one["producer"] else ""
     return f"{escape(one['subject'])}{who}"
+
+
+def _at(time: str) -> str:
+    return time[:19].replace("T", " ")
 
 
 def _windows(now: Sequence[dict[str, Any]], then: Sequence[dict[str, Any]]) -> Table:
@@ -108,7 +117,7 @@ def _windows(now: Sequence[dict[str, Any]], then: Sequence[dict[str, Any]]) -> T
         table.add_row(
             str(one["number"]),
             str(one["rows"]),
-            one["ended"],
+            _at(one["ended"]),
             escape(one["subject"]),
             f"{one['score']:.3g}",
             f"{one['threshold']:.3g}",
