@@ -67,8 +67,8 @@ def flow(setting: Setting) -> Iterator[str]:
             alone.append(_sketches_alone(model))
     ratios = [ours_ / theirs for ours_, theirs in zip(through, alone, strict=True)]
     yield (
-        f"20 features, {AT_A_TIME} rows a request, windows of {WINDOW_ROWS}: "
-        f"{spread(through, ',.0f')} rows/s from inference to sketches and table, sketches alone {spread(alone, ',.0f')} rows/s; ratio {spread(ratios)}, goal >= 0.25"
+        f"20 features, {AT_A_TIME} rows a request, windows of {WINDOW_ROWS}: {spread(through, ',.0f')} rows/s from "
+        f"inference to sketches and table, sketches alone {spread(alone, ',.0f')} rows/s; ratio {spread(ratios)}, goal >= 0.25"
     )
 
 
