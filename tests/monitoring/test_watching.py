@@ -144,9 +144,10 @@ def counted(database_url: str) -> dict[str, list[Any]]:
     """The verdicts on windows, what is planned, and up to which message it is, once all of that is counted."""
     engine = sqlalchemy.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     with Session(engine) as session:
+        # First: what is planned up to there is among the windows then.
+        position = [row.sequence for row in session.exec(select(Position).where(Position.projection == PREDICTED))]
         windows = session.exec(select(WindowRow).order_by(WindowRow.version, WindowRow.rollout, WindowRow.number)).all()
         closed = [row for row in windows if row.number is not None]
-        position = [row.sequence for row in session.exec(select(Position).where(Position.projection == PREDICTED))]
         found = {
             "judged": [(row.version, row.judged) for row in closed],
             "planned": [(row.version, row.planner) for row in session.exec(select(PlannedRow))],

@@ -1,6 +1,7 @@
 """Windows counted and judged, by any replica: the second half of what becomes of predictions."""
 
 import asyncio
+import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from meguri_monitoring.references import References
 from meguri_monitoring.window_store import PartRow, WindowRow
 from meguri_monitoring.windows import SECOND, Part
 
+logger = logging.getLogger(__name__)
+
 Shares = Mapping[str, Share]
 _BIG = struct.Struct("<qq")
 
@@ -51,8 +54,9 @@ class Counted:
     @classmethod
     def of(cls, parts: "Sequence[Counted]") -> "Counted":
         """Return the whole of which these are the parts, in their order."""
-        shares = profiling.merged([part.shares for part in parts])
-        return cls(shares, min(part.began for part in parts), max(part.ended for part in parts))
+        there = [part for part in parts if part.shares] or parts
+        shares = profiling.merged([part.shares for part in there])
+        return cls(shares, min(part.began for part in there), max(part.ended for part in there))
 
 
 class NotYet(TemporaryError):
@@ -135,12 +139,15 @@ class Counter:
             return {}
         first, last = min(part.first for part, _ in parts), max(part.last for part, _ in parts)
         rows = self._recent.between(task.model, task.version, first, last)
-        if rows is None:
-            rows = tables.between(tables.table_uri(self._data_url, task.model, task.version), first, last)
-        return {
-            part.id or 0: counted(rows_of(rows, part.part, window.key, window.length), reference)
-            for part, window in parts
-        }
+        uri = tables.table_uri(self._data_url, task.model, task.version)
+        try:
+            return _counted(tables.between(uri, first, last) if rows is None else rows, parts, reference)
+        except NotYet as error:
+            if tables.kept_up_to(uri) < last:
+                raise
+            # A table that somebody deleted: its windows must not keep those behind them from being judged for ever.
+            logger.error("rows of %s version %d are lost: %s", task.model, task.version, error)
+            return _counted(tables.between(uri, first, last), parts, reference, all_=False)
 
     def _judge_if_complete(self, id_: int, reference: Profile, rule: Monitor) -> None:
         with self._database.read() as session:
@@ -164,6 +171,7 @@ class Counter:
 def verdict(row: WindowRow, counted: Counted, reference: Profile, rule: Monitor) -> Judged:
     """Hold a window that was counted against the reference of its version."""
     began, ended = (row.key, row.key + row.length) if row.length else (counted.began, counted.ended)
+    known = bool(row.length or counted.shares)
     return judging.judge(
         row.version,
         row.number or 0,
@@ -171,28 +179,42 @@ def verdict(row: WindowRow, counted: Counted, reference: Profile, rule: Monitor)
         counted.shares,
         reference,
         rule,
-        began=_iso(began),
-        ended=_iso(ended),
+        began=_iso(began) if known else "",
+        ended=_iso(ended) if known else "",
         seconds=(ended - began) / SECOND,
         late=row.late,
     )
 
 
 def counted(rows: pl.DataFrame, reference: Profile) -> Counted:
-    """Count rows of predictions, of which there is at least one."""
+    """Count rows of predictions."""
+    if not rows.height:
+        return Counted({}, 0, 0)
     times = rows["time"].to_physical()
     return Counted(profiling.by_producer(reference, rows), int(times.min()), int(times.max()))  # type: ignore[arg-type]
 
 
-def rows_of(rows: pl.DataFrame, part: Part, key: int, length: int) -> pl.DataFrame:
-    """Return the rows of a part out of rows in the order of the stream. Raises NotYet when some are missing."""
+def _counted(
+    rows: pl.DataFrame, parts: Sequence[tuple[PartRow, WindowRow]], reference: Profile, *, all_: bool = True
+) -> dict[int, Counted]:
+    return {
+        part.id or 0: counted(rows_of(rows, part.part, window.key, window.length, all_=all_), reference)
+        for part, window in parts
+    }
+
+
+def rows_of(rows: pl.DataFrame, part: Part, key: int, length: int, *, all_: bool = True) -> pl.DataFrame:
+    """Return the rows of a part out of rows in the order of the stream.
+
+    Raises NotYet when some are missing, unless those that are there will do.
+    """
     sequences = rows[SEQUENCE]
     start, end = sequences.search_sorted(part.first, "left"), sequences.search_sorted(part.last, "right")
     found = rows[start:end]
     if length:
         found = found.filter(pl.col("time").to_physical().is_between(key, key + length, closed="left"))
     found = found[part.skip : part.skip + part.rows]
-    if found.height < part.rows:
+    if all_ and found.height < part.rows:
         raise NotYet(f"{found.height} of {part.rows} rows from {part.first} to {part.last} are in the table")
     return found
 
