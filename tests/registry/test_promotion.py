@@ -384,3 +384,25 @@ def test_whatever_happened_a_cause_heard_twice_says_nothing_new(commands):
             said = len(registry.log)
             carry_out(registry, command)
             assert len(registry.log) == said
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("mailto://ops:${HOME}@mail", r"notify.urls\[1\]: \$\{HOME\} may not be used"),
+        ("${MEGURI_DATABASE_URL}", "names of variables begin with NOTIFY_"),
+        ("ops:secret@example.com", "this is no URL"),
+    ],
+)
+def test_a_url_that_nobody_can_be_told_by_is_refused_without_being_said_again(url, reason):
+    urls = ("${NOTIFY_OPS}", url)
+    with pytest.raises(Invalid, match=reason) as refused:
+        apply_spec(Model(name="digits"), spec(notify={"urls": urls}), "ada", {})
+
+    assert "secret" not in str(refused.value)
+
+
+def test_urls_with_variables_of_their_own_are_taken():
+    urls = ("${NOTIFY_OPS}", "mailto://ops:${NOTIFY_PASSWORD}@mail", "json://127.0.0.1/hook")
+
+    assert apply_spec(Model(name="digits"), spec(notify={"urls": urls}), "ada", {})

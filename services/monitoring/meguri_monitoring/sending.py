@@ -10,16 +10,14 @@ from urllib.parse import quote
 from apprise import Apprise, AppriseAsset, NotifyBase, NotifyFormat
 
 from meguri_contracts.errors import PermanentError, TemporaryError
+from meguri_contracts.spec import NOTIFY_PREFIX, NOTIFY_VARIABLE
 from meguri_monitoring.telling import Words
 
-PREFIX = "NOTIFY_"
-"""Of variables that a URL may name: whoever writes a spec must not get at the other secrets of a service."""
 SEND_TIMEOUT = 60.0
 """Seconds for one try."""
 SHORTEST_SECRET = 4
 """Letters from which on a part of a URL is cut out of what is said about it."""
 
-_VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _ASSET = AppriseAsset(app_id="meguri", app_desc="meguri", app_url="", image_url_mask="", image_url_logo="")
 # What it logs has URLs in it.
 logging.getLogger("apprise").propagate = False
@@ -54,9 +52,9 @@ def targets(urls: Sequence[str]) -> list[Target]:
 
 def expanded(url: str, environment: Mapping[str, str]) -> str:
     """Put variables in their places: as they are where one is the whole URL, else quoted. Raises Unusable."""
-    if whole := _VARIABLE.fullmatch(url):
+    if whole := NOTIFY_VARIABLE.fullmatch(url):
         return _value(whole[1], environment)
-    return _VARIABLE.sub(lambda found: quote(_value(found[1], environment), safe=""), url)
+    return NOTIFY_VARIABLE.sub(lambda found: quote(_value(found[1], environment), safe=""), url)
 
 
 async def deliver(url: str, words: Words, timeout: float = SEND_TIMEOUT) -> None:  # noqa: ASYNC109 - it is Apprise's own
@@ -85,9 +83,9 @@ def _plugin(url: str) -> NotifyBase | None:
 
 def _name(url: str) -> str | None:
     """Scheme, host and port; the scheme alone where a token stands in the host's place; None if that cannot be told."""
-    if _VARIABLE.fullmatch(url):
+    if NOTIFY_VARIABLE.fullmatch(url):
         return url
-    plugin = _plugin(_VARIABLE.sub(lambda found: found[1], url))
+    plugin = _plugin(NOTIFY_VARIABLE.sub(lambda found: found[1], url))
     if plugin is None:
         return None
     scheme = plugin.url(privacy=True).partition("://")[0]  # type: ignore[no-untyped-call]
@@ -97,8 +95,10 @@ def _name(url: str) -> str | None:
 
 
 def _value(name: str, environment: Mapping[str, str]) -> str:
-    if not name.startswith(PREFIX):
-        raise Unusable(f"${{{name}}} may not be used here: names of variables for notify.urls begin with {PREFIX}")
+    if not name.startswith(NOTIFY_PREFIX):
+        raise Unusable(
+            f"${{{name}}} may not be used here: names of variables for notify.urls begin with {NOTIFY_PREFIX}"
+        )
     if not environment.get(name):
         raise Unusable(f"the variable {name} is not set where monitoring runs")
     return environment[name]

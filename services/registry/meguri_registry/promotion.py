@@ -18,7 +18,7 @@ from meguri_contracts.events import (
     TrainingRequested,
 )
 from meguri_contracts.gates import Rule, parse_gate
-from meguri_contracts.spec import Dataset, ModelSpec
+from meguri_contracts.spec import NOTIFY_PREFIX, NOTIFY_VARIABLE, Dataset, ModelSpec
 from meguri_registry import rollouts
 from meguri_registry.models import Model
 
@@ -52,6 +52,19 @@ def _check(spec: ModelSpec) -> None:
             raise Invalid(
                 f"dataset.columns.{name}: min {column.min:g} is above max {column.max:g}, so every row would be bad"
             )
+    for place, url in enumerate(spec.notify.urls):
+        _check_url(f"notify.urls[{place}]", url)
+
+
+def _check_url(place: str, url: str) -> None:
+    """What can be told of a URL without Apprise. The URL is not said again: there may be a password in it."""
+    for name in NOTIFY_VARIABLE.findall(url):
+        if not name.startswith(NOTIFY_PREFIX):
+            raise Invalid(f"{place}: ${{{name}}} may not be used: names of variables begin with {NOTIFY_PREFIX}")
+    if "://" not in url and not NOTIFY_VARIABLE.fullmatch(url):
+        raise Invalid(
+            f"{place}: this is no URL, such as mailto://…, slack://… or json://…, and no ${{{NOTIFY_PREFIX}…}}"
+        )
 
 
 def judge(model: Model, trained: ModelTrained) -> list[Event]:

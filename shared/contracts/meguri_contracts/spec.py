@@ -247,6 +247,12 @@ _KNOWN_TO_MONITOR = frozenset({"window_rows", "min_rows", "p_value", "distance",
 _KNOWN_TO_RETRAIN = frozenset({"rows", "first_rows", "drift"})
 
 
+NOTIFY_PREFIX = "NOTIFY_"
+"""Of variables that a URL may name: whoever writes a spec must not get at the other secrets of a service."""
+NOTIFY_VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+"""What stands in a URL for a variable."""
+
+
 class Notify(_Spec):
     """Who is told of episodes: one message when one begins, one when it ends."""
 
