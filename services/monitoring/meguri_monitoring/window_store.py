@@ -312,7 +312,9 @@ def take_lease(session: Session, name: str, replica: str) -> float:
     now = time.time()
     connection = session.connection()
     insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(LeaseRow)
-    free = or_(col(LeaseRow.replica) == replica, col(LeaseRow.until) < now)
+    # One that ends later than any lease does is of a clock that was ahead: nobody may ever prolong it.
+    until = col(LeaseRow.until)
+    free = or_(col(LeaseRow.replica) == replica, until < now, until > now + 2 * LEASE)
     taken = insert.values(name=name, replica=replica, until=now + LEASE).on_conflict_do_update(
         index_elements=["name"], set_={"replica": replica, "until": now + LEASE}, where=free
     )
