@@ -123,12 +123,15 @@ async def test_a_model_s_report_has_its_quality_over_time(monitoring):
     assert "The share of right answers" in page
 
 
-async def test_an_episode_of_a_business_number_shows_the_numbers_around_it(monitoring, tmp_path):
+async def test_an_episode_of_a_business_number_shows_the_numbers_around_it_and_those_that_it_began_with(
+    monitoring, tmp_path
+):
     subject, now = "person_counter.persons", datetime.now(UTC)
     database = Database(f"sqlite:///{tmp_path}/monitoring.db", MIGRATIONS)
     with database.write() as session:
-        for number, moved in ((0, False), (1, True), (2, True)):
-            finding = Finding("measure", subject, moved, 0.5 if moved else 0.01, 0.1, "share")
+        # The one before the last is of an earlier episode.
+        for number, score in enumerate((0.01, 0.9, 0.5)):
+            finding = Finding("measure", subject, score > 0.1, score, 0.1, "share")
             window = Window(first=number * 50 + 1, last=number * 50 + 50, rows=50)
             ended = (now - timedelta(minutes=20 - number)).isoformat()
             judged = Judged(3, number, window, True, (finding,), ended=ended)
@@ -138,14 +141,16 @@ async def test_an_episode_of_a_business_number_shows_the_numbers_around_it(monit
             evidence = {"subjects": [kept | counts | producers]}
             measure_store.keep_window(session, monitoring.model, "person_counter", 1, judged, evidence)
     database.close()
-    sequence = await monitoring.wire.say(opening(monitoring.model, "e-1", "measure", subject=subject))
+    began = opening(monitoring.model, "e-1", "measure", subject=subject, window=window)
+    sequence = await monitoring.wire.say(began)
 
     after = {"Meguri-After": str(sequence)}
     data = (await monitoring.http.get("/episodes/e-1/report?format=json", headers=after)).json()["story"]
     page = (await monitoring.http.get("/episodes/e-1/report")).text
 
-    assert [(one["score"], one["moved"]) for one in data["looked"]] == [(0.01, False), (0.5, True), (0.5, True)]
+    assert [(one["score"], one["moved"]) for one in data["looked"]] == [(0.01, False), (0.9, True), (0.5, True)]
     (compared,) = data["compared"]
+    assert compared["score"] == 0.5
     assert (compared["labels"], compared["current"]) == (["0", "1", "2"], [30, 20, 0])
     assert compared["parts"] == [{"producer": "camera-b", "share": None, "rows": 50}]
     assert "Outputs changed, inputs did not" in page

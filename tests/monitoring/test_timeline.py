@@ -32,7 +32,7 @@ from meguri_contracts.events import (
     Window,
 )
 from meguri_contracts.spec import ModelSpec
-from meguri_monitoring import episode_store, projection, store
+from meguri_monitoring import episode_store, projection, store, timeline
 from meguri_monitoring.app import MIGRATIONS
 from meguri_monitoring.episodes import State, evolve
 
@@ -256,3 +256,10 @@ def test_rows_that_were_missing_are_told_in_the_last_episode_of_each_number(told
     assert (told.kinds("first")[-1], told.kinds("others")) == ("episode-resolved", ["anomaly-detected"])
     said = episode_store.lines(told.session, "second")[-1].text
     assert said == "ada had the numbers of persons computed again: 4 of 10 rows were missing and are there now."
+
+    again = MeasuresRefilled(
+        model="m", evaluator="persons", rows=9, written=0, left_out=2, first=1, last=9, actor="ada"
+    )
+    assert timeline.sentence(again).endswith(
+        "0 of 9 rows were missing and are there now, 2 were left out by its writer again."
+    )

@@ -11,19 +11,19 @@ PAGE: dict[str, tuple[str, str]] = {
     "page.note": ("Note", "メモ"),
     "page.changed": ("What changed", "変化の内容"),
     "page.changed.how": (
-        "Grey is how the values were when the model was trained, orange is how they were in the first window that had "
-        "changed. Where the two lie over each other, nothing changed.",
-        "灰色は学習時、オレンジ色は変化が最初に見られた区間の値の分布です。二つが重なっている部分には変化がありません。",
+        "Grey is how the values were when the model was trained, orange is how they were when the episode "
+        "began. Where the two lie over each other, nothing changed.",
+        "灰色は学習時、オレンジ色は検知時の値の分布です。二つが重なっている部分には変化がありません。",
     ),
     "page.changed.measure": (
-        "Grey is how the numbers usually were since this version answers, orange is how they were in the first window that "
-        "had changed. Where the two lie over each other, nothing changed.",
-        "灰色はこのバージョンの稼働開始後の通常の値、オレンジ色は変化が最初に見られた区間の値の分布です。"
+        "Grey is how the numbers usually were since this version answers, orange is how they were when the episode "
+        "began. Where the two lie over each other, nothing changed.",
+        "灰色はこのバージョンの稼働開始後の通常の値、オレンジ色は検知時の値の分布です。"
         "二つが重なっている部分には変化がありません。",
     ),
     "page.reference": ("in training", "学習時"),
     "page.reference.measure": ("usually", "通常時"),
-    "page.current": ("in the first changed window", "変化が最初に見られた区間"),
+    "page.current": ("when it began", "検知時"),
     "page.score": ("distance {score}, limit {threshold}", "距離 {score}（しきい値 {threshold}）"),
     "page.parts": ("Who sent it", "送信元"),
     "page.part": ("{share} of the change", "変化の {share}"),

@@ -36,7 +36,7 @@ from meguri_monitoring.looks import Opening
 from meguri_monitoring.pages import Look
 from meguri_monitoring.score_store import ScoredRow
 from meguri_monitoring.settings import Settings
-from meguri_monitoring.story import Amount, Days, Happened, Story
+from meguri_monitoring.story import Amount, Compared, Days, Happened, Story
 from meguri_monitoring.wording import Language
 
 SPANS = 28
@@ -55,6 +55,8 @@ NOTHING_FROM_OUTSIDE = {"Content-Security-Policy": "default-src 'none'; style-sr
 _JUDGED = TypeAdapter(Judged)
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Format = Annotated[Literal["html", "json"] | None, Query(description="Else as the header Accept says.")]
+Evidence = tuple[Judged, Mapping[str, Any]]
+"""A window and what is kept of it."""
 Scan = Callable[[int], pl.LazyFrame | None]
 """The answers that a version gave."""
 
@@ -127,11 +129,11 @@ def tell(session: Session, row: EpisodeRow) -> Story:
     """Return the story of an episode."""
     opening = telling.read(row.detected)
     kept = episode_store.evidence(session, row.episode)
-    evidence: Sequence[Mapping[str, Any]] = [one.evidence for one in kept]
     if row.about == "measure":
         windows, evidence = _of_measure(session, row)
     else:
         windows = _of_predictions(session, opening, kept)
+        evidence = [(_JUDGED.validate_python(one.judged), one.evidence) for one in kept]
     looked = [story.looked(one, opening.about, telling.subject_of(opening)) for one in windows]
     lines = episode_store.lines(session, row.episode)
     quality, metric = _quality(session, row.model, *_around(row)) if row.about == "performance" else ((), "")
@@ -144,7 +146,7 @@ def tell(session: Session, row: EpisodeRow) -> Story:
         acknowledged=utc(row.acknowledged) if row.acknowledged else None,
         actor=row.actor,
         note=row.note,
-        compared=next((story.compared(one) for one in evidence if one.get("subjects")), []),
+        compared=_compared(opening, evidence),
         looked=looked,
         happened=[Happened(utc(one.time), one.kind, one.text, one.trace) for one in lines],
         metric=metric,
@@ -180,6 +182,15 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
     )
 
 
+def _compared(opening: Opening, evidence: Sequence[Evidence]) -> list[Compared]:
+    """Return what changed in the window with which the episode began, so that its numbers are those that were told."""
+    window = None if isinstance(opening, PerformanceDegraded) else opening.window
+    since = window.last if window else 0
+    return next(
+        (story.compared(kept) for one, kept in evidence if one.window.last >= since and kept.get("subjects")), []
+    )
+
+
 def _of_predictions(session: Session, opening: Opening, kept: Sequence[EvidenceRow]) -> list[Judged]:
     """Return the windows of an episode and some before it, oldest first."""
     found = {one.number: _JUDGED.validate_python(one.judged) for one in kept if one.version == opening.version}
@@ -192,8 +203,11 @@ def _of_predictions(session: Session, opening: Opening, kept: Sequence[EvidenceR
     return [found[number] for number in sorted(found)]
 
 
-def _of_measure(session: Session, row: EpisodeRow) -> tuple[list[Judged], Sequence[Mapping[str, Any]]]:
-    """Return the windows of the evaluator's numbers around an episode, oldest first, and the evidence of those that moved."""
+def _of_measure(session: Session, row: EpisodeRow) -> tuple[list[Judged], Sequence[Evidence]]:
+    """Return the windows of the evaluator's numbers around an episode, oldest first, and those that moved with their evidence.
+
+    Some may be of an earlier episode.
+    """
     evaluator = row.subject.partition(".")[0]
     since, until = (time.isoformat() for time in _around(row))
     found = [
@@ -201,7 +215,9 @@ def _of_measure(session: Session, row: EpisodeRow) -> tuple[list[Judged], Sequen
         for one in reversed(measure_store.windows(session, row.model, evaluator, MOST))
     ]
     near = [(one, kept) for one, kept in found if one.version == row.version and since <= one.ended <= until]
-    moved = [kept for one, kept in near if any(finding.subject == row.subject for finding in one.moved("measure"))]
+    moved = [
+        (one, kept) for one, kept in near if any(finding.subject == row.subject for finding in one.moved("measure"))
+    ]
     return [one for one, _ in near], moved
 
 

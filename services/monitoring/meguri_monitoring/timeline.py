@@ -72,9 +72,10 @@ def _said(event: Event) -> str:
         case NoticeFailed():
             return f"{event.target} could not be told that {_MOMENT[event.moment]}: {event.error}"
         case MeasuresRefilled():
+            left_out = f", {event.left_out} were left out by its writer again" if event.left_out else ""
             return (
                 f"{event.actor} had the numbers of {event.evaluator} computed again: {event.written} of {event.rows} rows "
-                "were missing and are there now"
+                f"were missing and are there now{left_out}"
             )
         case _:
             return _of_a_run(event)
