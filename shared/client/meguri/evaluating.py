@@ -38,5 +38,5 @@ def _refilled(out: Console, refilled: dict[str, Any]) -> None:
     )
     if left_out := refilled["left_out"]:
         out.print(
-            f"[red]{left_out:,} were left out by its writer and are not in the table[/]: the log of monitoring says why"
+            f"[red]its writer left out {left_out:,} of them, as it does now with new ones[/]: the log of monitoring says why"
         )

@@ -873,7 +873,7 @@ class MeasuresRefilled(Event):
     rows: int = Field(ge=0)
     """That the evaluator gave."""
     left_out: int = Field(default=0, ge=0)
-    """Of these, those that its writer did not let through: they are missing still."""
+    """Of these, those that its writer did not let through: the table has them only if it had them before."""
     written: int = Field(ge=0)
     """Of these, those that the table did not have."""
     first: int
