@@ -24,7 +24,7 @@ from meguri_monitoring import notifying, sending
 from meguri_monitoring.app import build
 from meguri_monitoring.settings import Settings
 from tests.conftest import Broker, free_port, until
-from tests.monitoring.episodes_of import opening
+from tests.monitoring.episodes_of import TRACE, opening
 from tests.monitoring.sinks import Mailbox, mail_server, web_server
 from tests.monitoring.test_killed import Replica
 from tests.services import Wire, name, running, wire
@@ -129,6 +129,24 @@ async def test_an_episode_is_one_mail_when_it_begins_and_one_when_it_ends(own_br
         for moment in ("opened", "resolved")
         for target in (f"mailto://127.0.0.1:{port}", f"json://127.0.0.1:{hook}")
     }
+
+
+@pytest.mark.parametrize(
+    ("about", "url", "example"),
+    [
+        ("drift", "", "prediction p-1 (`meguri why p-1`)"),
+        ("measure", "", f"trace {TRACE} (`meguri trace {TRACE}`)"),
+        ("drift", "http://jaeger/trace/{trace}", f"http://jaeger/trace/{TRACE}"),
+    ],
+)
+async def test_a_message_leads_to_an_example_that_can_be_looked_at(own_broker, tmp_path, about, url, example):
+    hook = free_port()
+    async with telling(own_broker, tmp_path, f"json://127.0.0.1:{hook}/hook", trace_url=url) as told:
+        with web_server(hook) as posted:
+            await told.begins("e-1", about=about)
+            await told.said(NoticeSent)
+
+        assert f"An example: {example}" in posted[0]["message"]
 
 
 async def test_nobody_is_told_of_what_is_to_be_ignored(own_broker, tmp_path):

@@ -85,7 +85,7 @@ def test_an_opening_reads_well_in_english():
         "passes its tests.\n"
         "Version: 3\n"
         "Report: http://meguri/episodes/e-1/report\n"
-        "Trace of an example: http://jaeger/trace/4bf9\n\n"
+        "An example: http://jaeger/trace/4bf9\n\n"
         "You will hear of this once more: when it is over."
     )
 

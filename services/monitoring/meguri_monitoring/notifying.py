@@ -148,11 +148,14 @@ class Notifier:
         if language != "en":
             report += f"{'&' if '?' in report else '?'}language={language}"
         trace = opening.traces[0] if opening.traces else ""
-        if not trace:
-            return Links(report)
-        if not self._settings.trace_url:
-            return Links(report, say("trace.id", language, trace=trace))
-        return Links(report, self._settings.trace_url.replace("{trace}", trace))
+        if trace and self._settings.trace_url:
+            return Links(report, self._settings.trace_url.replace("{trace}", trace))
+        # Evaluators are always traced, predictions only sometimes.
+        if trace and opening.about == "measure":
+            return Links(report, say("example.trace", language, trace=trace))
+        if opening.samples:
+            return Links(report, say("example.prediction", language, prediction=opening.samples[0]))
+        return Links(report)
 
     async def _try(self, due: Due, target: Target, message: Message) -> NotDelivered | Unusable | None:
         """Tell one target and say so; return why that did not succeed."""

@@ -14,4 +14,4 @@ class Settings(ServiceSettings):
     )
     """Where readers of a message find the report of an `{episode}`."""
     trace_url: str = ""
-    """Where they find a `{trace}`, such as http://jaeger:16686/trace/{trace}; without one its id is named."""
+    """Where they find a `{trace}`, such as http://jaeger:16686/trace/{trace}; without one a command is named."""

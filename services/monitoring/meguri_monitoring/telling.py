@@ -27,7 +27,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Links:
-    """Where to read on. `report` is an address; `trace` one too, or the id of a trace; empty where there is none."""
+    """Where to read on. `report` is an address; `trace` one too, or a command; empty where there is none."""
 
     report: str
     trace: str = ""

@@ -167,9 +167,13 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "label.why": ("Why it is over", "解消の理由"),
     "label.done": ("What was done", "実施した対応"),
     "label.report": ("Report", "レポート"),
-    "label.trace": ("Trace of an example", "トレース（一例）"),
+    "label.trace": ("An example", "一例"),
     "label.version": ("Version", "モデルのバージョン"),
-    "trace.id": ("{trace} (`meguri trace {trace}`)", "{trace}（`meguri trace {trace}`）"),
+    "example.trace": ("trace {trace} (`meguri trace {trace}`)", "トレース {trace}（`meguri trace {trace}`）"),
+    "example.prediction": (
+        "prediction {prediction} (`meguri why {prediction}`)",
+        "予測 {prediction}（`meguri why {prediction}`）",
+    ),
     # --- times
     "time": ("{time:%Y-%m-%d %H:%M} UTC", "{time.year}年{time.month}月{time.day}日 {time:%H:%M}（UTC）"),
     "time.exact": (
