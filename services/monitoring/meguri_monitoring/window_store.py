@@ -18,7 +18,7 @@ from meguri_monitoring.store import Behind
 from meguri_monitoring.windows import Part, Planner, Window
 
 KEPT = 2000
-"""Judged windows of a version that are kept, beside those of episodes."""
+"""Judged windows of a version that are kept, and of all versions before the present rollout, beside those of episodes."""
 LEASE = 5.0
 """Seconds after which another replica takes over from one that was recording."""
 
@@ -287,16 +287,9 @@ def mark_decided(session: Session, id_: int) -> None:
         return
     row.decided = True
     session.add(row)
-    if row.number and row.number % (KEPT // 10) == 0:
+    if row.number is not None and row.number % (KEPT // 10) == 0:
         session.flush()
-        old = delete(WindowRow).where(
-            col(WindowRow.model) == row.model,
-            col(WindowRow.version) == row.version,
-            col(WindowRow.decided).is_(True),
-            col(WindowRow.episode).is_(None),
-            or_(col(WindowRow.rollout) < row.rollout, col(WindowRow.number) < row.number - KEPT),
-        )
-        session.connection().execute(old)
+        _forget_old(session, row)
 
 
 def mark_episode(session: Session, id_: int, episode: str) -> None:
@@ -364,3 +357,20 @@ def _forget_open(session: Session, model: str, version: int) -> None:
     connection = session.connection()
     connection.execute(delete(PartRow).where(col(PartRow.window).in_(open_)))
     connection.execute(delete(WindowRow).where(col(WindowRow.id).in_(open_)))
+
+
+def _forget_old(session: Session, row: WindowRow) -> None:
+    """Forget what nobody needs of a version, and of all versions of its model before the present rollout."""
+    unneeded = (
+        col(WindowRow.model) == row.model,
+        col(WindowRow.decided).is_(True),
+        col(WindowRow.episode).is_(None),
+    )
+    connection = session.connection()
+    if row.number:
+        old = or_(col(WindowRow.rollout) < row.rollout, col(WindowRow.number) < row.number - KEPT)
+        connection.execute(delete(WindowRow).where(*unneeded, col(WindowRow.version) == row.version, old))
+    before = (*unneeded, col(WindowRow.rollout) < row.rollout)
+    newest = select(WindowRow.id).where(*before).order_by(col(WindowRow.id).desc())
+    if last := session.exec(newest.offset(KEPT).limit(1)).first():
+        connection.execute(delete(WindowRow).where(*before, col(WindowRow.id) <= last))
