@@ -17,6 +17,8 @@ LEAST = 2.220446049250313e-16
 """How near to 0 and 1 a probability comes in a log loss: a double's precision, as scikit-learn has it."""
 TRUTHS = {"_text": pl.String(), "_number": pl.Float64()}
 """A label as text and as number, in a frame."""
+LARGEST = 1e140
+"""Largest number that can be compared: no database can add up the squares of larger ones."""
 YES = frozenset({"true", "1"})
 """Answers and labels that say that a row is an outlier."""
 
@@ -74,7 +76,7 @@ def _scored_numbers(answers: pl.DataFrame) -> pl.DataFrame:
     texts = {name: pl.lit(None, pl.String) for name in ("label", "answer")}
     score = -(pl.col("prediction") - pl.col("_number")).abs()
     rows = answers.with_columns(score=score, target=pl.col("_number"), **nothing, **texts)
-    return rows.filter(pl.col("score").is_finite())
+    return rows.filter(pl.col(name).abs() <= LARGEST for name in ("score", "target"))
 
 
 def _compared(kind: pl.DataType, answer: pl.Expr) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
