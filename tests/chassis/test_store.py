@@ -38,8 +38,8 @@ def test_the_services_with_tables_are_found():
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_migrations_of_a_service_make_the_tables_that_its_code_uses(service, database_url):
-    store = import_module(f"meguri_{service}.store")
-    database = Database(database_url, Path(store.__file__).parent / "migrations")
+    app = import_module(f"meguri_{service}.app")
+    database = Database(database_url, Path(app.__file__).parent / "migrations")
     database.migrate()
 
     def is_its_own(_, name, kind, *__):

@@ -149,7 +149,7 @@ async def test_labels_that_cannot_be_read_or_belong_to_no_model_are_refused(http
 
     assert (nobody.status_code, unread.status_code) == (400, 400)
     assert "no model is named" in nobody.json()["error"]
-    assert "labels.0.prediction_id: Field required" in unread.json()["error"]
+    assert "labels.0: a label is of a prediction_id or of an entity: give one of both" in unread.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from functools import partial
 
 from sqlmodel import Session
 
+from meguri_chassis import telemetry
 from meguri_chassis.bus import hears
 from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog, Message
@@ -167,8 +168,16 @@ class Concluder:
         cause = _cause(row)
         before = await self._database.ask(partial(_open, row))
         hops = (await self._database.ask(lambda session: store.state(session, row.model))).hops
-        await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause, hops=hops)
-        await self._decider.settled()
+        with telemetry.processing(
+            "judged-window",
+            [row.context or {}],
+            journey=cause,
+            event_id=cause,
+            prompt=True,
+            attributes={"meguri.model": row.model, "meguri.model.version": row.version},
+        ):
+            await self._decider.carry_out(partial(_follows, row), cause=cause, journey=cause, hops=hops)
+            await self._decider.settled()
         await self._database.change(partial(_keep, row, before))
 
     async def _listen(self, model: str) -> None:

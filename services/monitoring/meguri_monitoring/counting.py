@@ -230,4 +230,4 @@ def _is_whole(row: WindowRow) -> bool:
 
 def _keep(session: Session, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
-        window_store.keep_judged(session, verdict.window, verdict.judged, verdict.evidence)
+        window_store.keep_judged(session, verdict.window, verdict.judged, verdict.evidence, telemetry.carrier())

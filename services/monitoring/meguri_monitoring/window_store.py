@@ -6,7 +6,22 @@ from dataclasses import asdict
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, Column, Float, Index, LargeBinary, and_, delete, or_, update
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    and_,
+    delete,
+    or_,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, Session, SQLModel, col, select
@@ -63,6 +78,8 @@ class WindowRow(SQLModel, table=True):
     judged: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     evidence: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     """What the verdict rests on, when something moved."""
+    context: dict[str, str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    """Of the trace in which it was judged."""
     decided: bool = False
     """Whether it was asked what follows from it."""
     episode: str | None = None
@@ -106,6 +123,33 @@ class LeaseRow(SQLModel, table=True):
     replica: str
     until: float = Field(sa_column=Column(Float, nullable=False))
     """Seconds since 1970."""
+
+
+def _of_before() -> None:
+    """Tables of windows that only replicas of the release before write. A later migration drops them."""
+    of_a_window = (Column("model", String, nullable=False), Column("version", Integer, nullable=False))
+    Table(
+        "monitoring_open_window",
+        SQLModel.metadata,
+        Column("model", String, primary_key=True),
+        Column("version", Integer, primary_key=True),
+        Column("window", LargeBinary, nullable=False),
+        Column("rollout", BIG, nullable=False, server_default=text("0")),
+    )
+    Table(
+        "monitoring_judged_window",
+        SQLModel.metadata,
+        Column("id", BIG, primary_key=True, autoincrement=True),
+        *of_a_window,
+        Column("judged", JSON, nullable=False),
+        Column("decided", Boolean, nullable=False),
+        Column("stale", Boolean, nullable=False),
+        Column("rollout", BIG, nullable=False, server_default=text("0")),
+        Index("ix_monitoring_judged_window_model", "model"),
+    )
+
+
+_of_before()
 
 
 # --- planned
@@ -206,12 +250,14 @@ def mark_counted(session: Session, part: int, counted: bytes) -> None:
     session.connection().execute(update(PartRow).where(col(PartRow.id) == part).values(counted=counted))
 
 
-def keep_judged(session: Session, id_: int, judged: Judged, evidence: dict[str, Any] | None) -> bool:
+def keep_judged(
+    session: Session, id_: int, judged: Judged, evidence: dict[str, Any] | None, context: dict[str, str]
+) -> bool:
     """Keep the verdict on a window, and forget its parts; whether it had none before."""
     row = session.get(WindowRow, id_, with_for_update=True)
     if row is None or row.judged is not None:
         return False
-    row.judged, row.evidence = _JUDGED.dump_python(judged, mode="json"), evidence
+    row.judged, row.evidence, row.context = _JUDGED.dump_python(judged, mode="json"), evidence, context
     session.add(row)
     session.connection().execute(delete(PartRow).where(col(PartRow.window) == id_))
     return True

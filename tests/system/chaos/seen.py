@@ -1,6 +1,5 @@
 """All that can be seen after a run: the log, the dead letters, the predictions, the tables."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from meguri_chassis.log import Message
 from meguri_contracts.errors import MeguriError
 from meguri_contracts.events import Event
 from meguri_contracts.topology import DEAD, LOG, PREDICTIONS
+from meguri_monitoring import predictions
 from tests.system.chaos import specs
 
 E = TypeVar("E", bound=Event)
@@ -88,4 +88,4 @@ def _letter(msg: Msg) -> DeadLetter:
 
 
 def _ids(body: bytes) -> list[str]:
-    return pl.read_ipc_stream(io.BytesIO(body))["prediction_id"].to_list()
+    return [id_ for batch in predictions.read(body, 0) for id_ in batch.frame["prediction_id"]]

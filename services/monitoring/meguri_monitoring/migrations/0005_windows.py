@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("late", BIG, nullable=False),
         sa.Column("judged", sa.JSON(), nullable=True),
         sa.Column("evidence", sa.JSON(), nullable=True),
+        sa.Column("context", sa.JSON(), nullable=True),
         sa.Column("decided", sa.Boolean(), nullable=False),
         sa.Column("episode", AutoString(), nullable=True),
     )

@@ -25,6 +25,6 @@ def upgrade() -> None:
         sa.Column("rollout", BIG, nullable=False),
         sa.Column("judged", sa.JSON(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
-        sa.Column("decided", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("decided", sa.Boolean(), nullable=False),
     )
     op.create_index("ix_monitoring_measure_window_model", "monitoring_measure_window", ["model"])
