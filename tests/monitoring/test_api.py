@@ -39,7 +39,9 @@ async def test_windows_are_shown_newest_first_with_what_moved(monitoring):
     newest, oldest = (await monitoring.http.get(f"/models/{monitoring.model}/windows")).json()
     (only,) = (await monitoring.http.get(f"/models/{monitoring.model}/windows", params={"limit": 1})).json()
     assert [one["subject"] for one in newest["findings"] if one["moved"]] == ["x"]
-    assert ([one for one in oldest["findings"] if one["moved"]], only) == ([], newest)
+    assert [one for one in oldest["findings"] if one["moved"]] == []
+    # Between the two questions it may have been concluded from.
+    assert only | {"decided": True} == newest | {"decided": True}
 
 
 async def test_a_prediction_is_found_by_its_id(monitoring):
