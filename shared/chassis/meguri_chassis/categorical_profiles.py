@@ -40,9 +40,11 @@ class CategoricalProfile:
         self._sketch: Any = None
 
     @classmethod
-    def of(cls, values: Iterable[str | None]) -> Self:
-        """Return the profile of a reference: its most frequent categories are frozen."""
-        counts = Counter("" if value is None else value[:LONGEST] for value in values)
+    def of(cls, values: Iterable[str | None] | Mapping[str | None, int]) -> Self:
+        """Return the profile of a reference, of values or of how often there is each: its most frequent are frozen."""
+        counts: Counter[str] = Counter()
+        for value, rows in Counter(values).items():
+            counts["" if value is None else value[:LONGEST]] += rows
         common = sorted((name for name in counts if name), key=lambda name: (-counts[name], name))[:DISTINCT]
         profile = cls(sorted(common))
         profile.add(counts)
@@ -56,7 +58,8 @@ class CategoricalProfile:
 
     def update(self, values: Iterable[str | None]) -> None:
         """Take in values."""
-        self.add(Counter("" if value is None else value for value in values))
+        for value, rows in Counter(values).items():
+            self.add({"" if value is None else value: rows})
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Take in how often each category was seen; that of the empty text is the number of missing values."""

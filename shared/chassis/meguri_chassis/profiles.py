@@ -144,13 +144,13 @@ class Profile:
 def profile_of(
     features: Sequence[str],
     rows: ArrayLike,
-    categories: Mapping[str, Iterable[str | None]] | None = None,
+    categories: Mapping[str, Iterable[str | None] | Mapping[str | None, int]] | None = None,
     outputs: Mapping[str, Iterable[str | None] | NDArray[Any]] | None = None,
 ) -> Profile:
     """Return the profile of a reference, with bin edges frozen at its deciles, and its categories.
 
-    `rows` of shape [n, features] are the numbers, `categories` the columns that are not; an output is numbers when it is an
-    array of them. Raises Invalid when a feature is named twice or the shape is another.
+    `rows` of shape [n, features] are the numbers, `categories` the columns that are not, or how often each value is there; an
+    output is numbers when it is an array of them. Raises Invalid when a feature is named twice or the shape is another.
     """
     if len(set(features) | set(categories or ())) != len(features) + len(categories or ()):
         raise Invalid(f"a feature is named twice among {', '.join([*features, *(categories or ())])}")

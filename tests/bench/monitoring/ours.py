@@ -17,7 +17,11 @@ COMPATIBLE = Monitor(rule="evidently")
 def reference_of(frame: pl.DataFrame) -> Profile:
     """Return what training would have written down of a frame."""
     numbers = frame.select(cs.numeric())
-    return profile_of(numbers.columns, numbers.to_numpy(), {text.name: text for text in frame.select(cs.string())})
+    return profile_of(
+        numbers.columns,
+        numbers.to_numpy(),
+        {text.name: dict(text.value_counts().iter_rows()) for text in frame.select(cs.string())},
+    )
 
 
 def judge(reference: Profile, frame: pl.DataFrame, rule: Monitor) -> Judged:
