@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from meguri_contracts.events import (
+    OPENINGS,
     ApprovalRequested,
     DataArrived,
     DataCommitted,
     DataRejected,
-    DriftDetected,
     EpisodeResolved,
     MessageParked,
     ModelRegistered,
@@ -111,7 +111,7 @@ def of_runs(seen: Seen) -> list[Finding]:
 
 def of_watching(seen: Seen) -> list[Finding]:
     """Episodes begin and end in turn, each once; every published prediction is kept once."""
-    detected = [event.episode for _, event in seen.said(DriftDetected)]
+    detected = [event.episode for _, event in seen.said(*OPENINGS)]
     resolved = [event.episode for _, event in seen.said(EpisodeResolved)]
     published, kept = Counter(set(seen.predicted)), Counter(seen.kept_predictions)
     return [
@@ -124,7 +124,7 @@ def of_watching(seen: Seen) -> list[Finding]:
 
 def of_drift(seen: Seen) -> list[Finding]:
     """Every model has had an episode of drift, where every model was made to see it."""
-    models = {event.model for _, event in seen.said(DriftDetected)}
+    models = {event.model for _, event in seen.said(*OPENINGS)}
     return [_none("models without an episode", set(specs.DATASET_OF) - models)]
 
 
@@ -170,13 +170,14 @@ def _uses(seen: Seen) -> str:
 
 
 def _out_of_turn(seen: Seen) -> list[str]:
-    going_on: dict[str, str] = {}
+    going_on: dict[tuple[str, str], str] = {}
     found = []
-    for _, event in seen.said(DriftDetected, EpisodeResolved):
-        if isinstance(event, DriftDetected) and event.model not in going_on:
-            going_on[event.model] = event.episode
-        elif isinstance(event, EpisodeResolved) and going_on.get(event.model) == event.episode:
-            del going_on[event.model]
+    for _, event in seen.said(*OPENINGS, EpisodeResolved):
+        about = (event.model, event.about)
+        if not isinstance(event, EpisodeResolved) and about not in going_on:
+            going_on[about] = event.episode
+        elif isinstance(event, EpisodeResolved) and going_on.get(about) == event.episode:
+            del going_on[about]
         else:
             found.append(f"{event.kind()} {event.episode} of {event.model}")
     return found
