@@ -159,7 +159,9 @@ async def test_an_evaluator_that_drops_rows_is_found_by_its_numbers_and_made_goo
 
         # --- its link leads to where rows went missing
         trace = opened.event["traces"][0]
-        (write,) = [span for span in spans(laptop, trace) if span["name"] == "write person_counter"]
+        (write,) = await until(
+            lambda: [span for span in spans(laptop, trace) if span["name"] == "write person_counter"], "the span"
+        )
         assert write["meguri.rows.in"] > write["meguri.rows.written"]
         logged = [line for line in log_lines(laptop) if line.get("trace_id") == trace and line["levelname"] == "ERROR"]
         assert any("more than 2 persons" in line["message"] for line in logged)
