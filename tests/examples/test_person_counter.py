@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.spec import Monitor, Watch
-from meguri_monitoring import drift, measures
+from meguri_monitoring.evaluators import measures
+from meguri_monitoring.verdicts import drift
 
 LEARNED, FRESH = 100, 200
 WATCH = Watch(evaluator="person_counter", numbers=("persons",))

@@ -24,7 +24,7 @@ from meguri_inference.prediction_log import PredictionLog
 from meguri_inference.protocol import Array
 from meguri_inference.shadowing import Shadowing
 from meguri_inference.tallies import Tallies
-from meguri_monitoring.predictions import read
+from meguri_monitoring.predictions.predictions import read
 
 PREDICTION = Tensor(name="prediction", datatype="FP32", shape=(-1,))
 MAX_BODY = 64 * 1024

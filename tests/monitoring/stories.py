@@ -8,7 +8,7 @@ import numpy as np
 
 from meguri_contracts.events import Window
 from meguri_contracts.spec import EpisodeKind
-from meguri_monitoring.story import Amount, Days, Happened, Looked, Story, compared
+from meguri_monitoring.reports.story import Amount, Days, Happened, Looked, Story, compared
 from tests.monitoring.episodes_of import TRACE, opening
 
 BEGAN = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

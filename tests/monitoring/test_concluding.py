@@ -21,9 +21,9 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.spec import ModelSpec
 from meguri_contracts.topology import PREDICTION_PREFIX, PREDICTIONS
-from meguri_monitoring import concluding
-from meguri_monitoring.episodes import CHANGED
-from meguri_monitoring.timeline import sentence
+from meguri_monitoring.episodes import concluding
+from meguri_monitoring.episodes.episodes import CHANGED
+from meguri_monitoring.episodes.timeline import sentence
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, Monitoring, message, monitoring_in, values
 from tests.services import name, wire

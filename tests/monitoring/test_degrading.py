@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from meguri_contracts.spec import Performance
-from meguri_monitoring.degrading import Detector, loss
-from meguri_monitoring.performing import culprit
+from meguri_monitoring.quality.degrading import Detector, loss
+from meguri_monitoring.quality.performing import culprit
 
 
 def errors(*parts: tuple[int, float], seed: int = 0) -> list[float]:

@@ -7,7 +7,7 @@ from scipy import stats
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.errors import Invalid
 from meguri_contracts.spec import Monitor
-from meguri_monitoring.drift import Verdict, compare, contributions
+from meguri_monitoring.verdicts.drift import Verdict, compare, contributions
 
 RULE = Monitor()
 NAMES = ["a", "b", "c"]

@@ -24,7 +24,7 @@ from meguri_contracts.events import (
     Tensor,
 )
 from meguri_contracts.spec import ModelSpec, Monitor
-from meguri_monitoring.episodes import (
+from meguri_monitoring.episodes.episodes import (
     CHANGED,
     Look,
     State,
@@ -36,7 +36,7 @@ from meguri_monitoring.episodes import (
     unwatched,
     watched,
 )
-from meguri_monitoring.judging import Culprit, Finding, Judged
+from meguri_monitoring.verdicts.judging import Culprit, Finding, Judged
 
 RULE = Monitor(windows=2)
 SERVING = State("digits", champion=1)

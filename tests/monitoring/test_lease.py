@@ -3,9 +3,9 @@
 import pytest
 
 from meguri_chassis.store import Database
-from meguri_monitoring import window_store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.window_store import LEASE
+from meguri_monitoring.windows import store as window_store
+from meguri_monitoring.windows.store import LEASE
 
 
 @pytest.fixture

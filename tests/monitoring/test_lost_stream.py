@@ -6,8 +6,9 @@ import polars as pl
 
 from meguri_contracts.events import DriftDetected
 from meguri_contracts.topology import PREDICTIONS
-from meguri_monitoring import sweeping, tables
-from meguri_monitoring.recent import Recent
+from meguri_monitoring.predictions import tables
+from meguri_monitoring.predictions.recent import Recent
+from meguri_monitoring.windows import sweeping
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, message, values
 

@@ -20,8 +20,8 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.spec import ModelSpec
 from meguri_contracts.topology import MONITORING_NOTICES
-from meguri_monitoring import notifying, sending
 from meguri_monitoring.app import build
+from meguri_monitoring.notices import notifying, sending
 from meguri_monitoring.settings import Settings
 from tests.conftest import Broker, free_port, until
 from tests.monitoring.episodes_of import TRACE, opening
@@ -196,7 +196,7 @@ async def test_a_server_that_is_down_is_tried_until_it_is_up_and_the_others_hear
 
 
 async def test_a_message_that_is_given_up_is_parked_and_can_be_sent_again(own_broker, tmp_path, soon, monkeypatch):
-    monkeypatch.setattr("meguri_monitoring.notifying.RETRY_DELAYS", (10.0,))
+    monkeypatch.setattr("meguri_monitoring.notices.notifying.RETRY_DELAYS", (10.0,))
     hook, port = free_port(), free_port()
     urls = (mail_url(port), f"json://127.0.0.1:{hook}/x")
     async with telling(own_broker, tmp_path, *urls, notice_patience=15) as told:

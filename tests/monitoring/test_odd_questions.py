@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from meguri_contracts.events import DriftDetected
-from meguri_monitoring import evaluator_api
+from meguri_monitoring.evaluators import api as evaluator_api
 from tests.monitoring.conftest import WINDOW, message, values
 
 

@@ -11,9 +11,9 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from meguri_contracts.errors import Invalid, Malformed
 from meguri_contracts.predictions import FEATURES, HEAD
-from meguri_monitoring import tables
-from meguri_monitoring.predictions import parts_of, read
-from meguri_monitoring.tables import TableBusy, append, find
+from meguri_monitoring.predictions import tables
+from meguri_monitoring.predictions.predictions import parts_of, read
+from meguri_monitoring.predictions.tables import TableBusy, append, find
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

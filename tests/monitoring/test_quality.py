@@ -12,7 +12,7 @@ import pytest
 
 from meguri_contracts.events import ArmQuality, Label, LabelsArrived, QualityMeasured
 from meguri_contracts.topology import MONITORING_LABELS
-from meguri_monitoring.quality import Cell, Sums, as_number, as_text, metrics, scored, task_of
+from meguri_monitoring.quality.quality import Cell, Sums, as_number, as_text, metrics, scored, task_of
 from tests.conftest import until
 from tests.monitoring.conftest import Monitoring, message, values
 from tests.monitoring.test_plans import settled

@@ -1,8 +1,8 @@
 import numpy as np
 
-from meguri_monitoring import recent
-from meguri_monitoring.predictions import read
-from meguri_monitoring.recent import Recent
+from meguri_monitoring.predictions import recent
+from meguri_monitoring.predictions.predictions import read
+from meguri_monitoring.predictions.recent import Recent
 from tests.monitoring.conftest import message, values
 
 

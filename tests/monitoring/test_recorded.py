@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from meguri_contracts.errors import Invalid
-from meguri_monitoring import recorded
+from meguri_monitoring.predictions import recorded
 from tests.conftest import until
 from tests.monitoring.conftest import Monitoring, message, values
 

@@ -4,9 +4,9 @@ import pytest
 
 from meguri_chassis.store import Database
 from meguri_contracts.events import DriftDetected, EpisodeResolved, Label, LabelsArrived, Window
-from meguri_monitoring import measure_store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.judging import Finding, Judged
+from meguri_monitoring.evaluators import store as measure_store
+from meguri_monitoring.verdicts.judging import Finding, Judged
 from tests.conftest import until
 from tests.monitoring.conftest import message, values
 from tests.monitoring.episodes_of import KINDS, opening

@@ -11,10 +11,11 @@ from sqlmodel import select
 
 from meguri_chassis.store import Database
 from meguri_contracts.events import EpisodeResolved, Label, LabelsArrived, PerformanceDegraded
-from meguri_monitoring import joining, label_store, score_store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.joining import Joiner
-from meguri_monitoring.score_store import Range
+from meguri_monitoring.quality import joining, label_store
+from meguri_monitoring.quality import store as score_store
+from meguri_monitoring.quality.joining import Joiner
+from meguri_monitoring.quality.store import Range
 from tests.conftest import until
 from tests.monitoring import recount
 from tests.monitoring.conftest import Monitoring, message, values

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from meguri_chassis.profiles import profile_of
-from meguri_monitoring.slicing import NONE, quarters, value_of
+from meguri_monitoring.quality.slicing import NONE, quarters, value_of
 
 
 def slices(values: list, limits: tuple[float, ...]) -> list[str]:

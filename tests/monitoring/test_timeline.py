@@ -32,9 +32,11 @@ from meguri_contracts.events import (
     Window,
 )
 from meguri_contracts.spec import ModelSpec
-from meguri_monitoring import episode_store, projection, store, timeline
+from meguri_monitoring import projection, store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.episodes import State, evolve
+from meguri_monitoring.episodes import store as episode_store
+from meguri_monitoring.episodes import timeline
+from meguri_monitoring.episodes.episodes import State, evolve
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 FILE = Artifact(uri="file:///f", digest="0", size=1)

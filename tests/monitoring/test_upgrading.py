@@ -9,9 +9,10 @@ from alembic import command
 
 from meguri_chassis.store import Database
 from meguri_contracts.events import DriftDetected, Window
-from meguri_monitoring import episode_store, store
+from meguri_monitoring import store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.episodes import Episode
+from meguri_monitoring.episodes import store as episode_store
+from meguri_monitoring.episodes.episodes import Episode
 
 BEGAN = datetime(2026, 5, 1, 12, tzinfo=UTC)
 DETECTED = DriftDetected(

@@ -8,7 +8,7 @@ from sqlmodel import Session, select
 from meguri_chassis.store import Position
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from meguri_monitoring.store import PREDICTIONS as PREDICTED
-from meguri_monitoring.window_store import PlannedRow, WindowRow
+from meguri_monitoring.windows.store import PlannedRow, WindowRow
 from tests.conftest import until
 from tests.monitoring.conftest import TRACE, WINDOW, message, monitoring_in, values
 from tests.services import name

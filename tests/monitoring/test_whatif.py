@@ -4,7 +4,7 @@ from meguri_contracts.errors import Invalid
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from meguri_contracts.spec import Monitor
 from meguri_contracts.topology import LOG
-from meguri_monitoring import recomputing
+from meguri_monitoring.whatif import recomputing
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, message, values
 

@@ -3,9 +3,9 @@
 from sqlmodel import select
 
 from meguri_chassis.store import Database
-from meguri_monitoring import window_store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.window_store import WindowRow
+from meguri_monitoring.windows import store as window_store
+from meguri_monitoring.windows.store import WindowRow
 
 
 def test_windows_of_versions_that_served_for_a_short_while_are_forgotten_too(database_url, monkeypatch):

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meguri_contracts.spec import Monitor
-from meguri_monitoring import windows
-from meguri_monitoring.windows import SECOND, Part, Planner, Window, plan
+from meguri_monitoring.windows import windows
+from meguri_monitoring.windows.windows import SECOND, Part, Planner, Window, plan
 
 
 def rule(window_rows=100, **more) -> Monitor:

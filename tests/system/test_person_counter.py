@@ -17,7 +17,8 @@ from person_counter.counting import SWITCH, evaluate
 
 from meguri.client import Meguri, address
 from meguri.following import Seen, follow, said
-from meguri_monitoring import measure_tables, tables
+from meguri_monitoring.evaluators import measure_tables
+from meguri_monitoring.predictions import tables
 from tests.conftest import ROOT, until
 from tests.system.conftest import Laptop, environment, started
 

@@ -13,10 +13,14 @@ from pydantic import AfterValidator, Field
 from meguri_chassis.service import Service
 from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
-from meguri_monitoring import episode_api, predictions, recorded, shadows, showing, store, tables, window_store
-from meguri_monitoring.joining import Limits
-from meguri_monitoring.predictions import VERSIONS
-from meguri_monitoring.scoring import Scorer
+from meguri_monitoring import store
+from meguri_monitoring.episodes import api as episode_api
+from meguri_monitoring.predictions import predictions, recorded, shadows, tables
+from meguri_monitoring.predictions.predictions import VERSIONS
+from meguri_monitoring.quality import showing
+from meguri_monitoring.quality.joining import Limits
+from meguri_monitoring.quality.scoring import Scorer
+from meguri_monitoring.windows import store as window_store
 
 APART = timedelta(hours=1)
 """Most time between an answer and what a shadow would have said in its place."""

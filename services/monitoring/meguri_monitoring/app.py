@@ -22,19 +22,22 @@ from meguri_contracts.topology import (
     PREDICTION_PREFIX,
     PREDICTIONS,
 )
-from meguri_monitoring import api, evaluator_api, handlers, projection, reporting, whatif_api
-from meguri_monitoring.concluding import Concluder
-from meguri_monitoring.counting import Counter
-from meguri_monitoring.evaluating import Evaluators
-from meguri_monitoring.measuring import Measurer
-from meguri_monitoring.notifying import Notifier
-from meguri_monitoring.performing import Performance
-from meguri_monitoring.recent import Recent
-from meguri_monitoring.recording import NAME, Hooks, Recorder
-from meguri_monitoring.references import References
-from meguri_monitoring.scoring import Scorer
+from meguri_monitoring import api, handlers, projection
+from meguri_monitoring.episodes.concluding import Concluder
+from meguri_monitoring.evaluators import api as evaluator_api
+from meguri_monitoring.evaluators.evaluating import Evaluators
+from meguri_monitoring.notices.notifying import Notifier
+from meguri_monitoring.predictions.recent import Recent
+from meguri_monitoring.predictions.recording import NAME, Hooks, Recorder
+from meguri_monitoring.quality.handlers import Measurer
+from meguri_monitoring.quality.performing import Performance
+from meguri_monitoring.quality.scoring import Scorer
+from meguri_monitoring.reports import api as reporting
 from meguri_monitoring.settings import Settings
-from meguri_monitoring.sweeping import Sweeper
+from meguri_monitoring.whatif import api as whatif_api
+from meguri_monitoring.windows.counting import Counter
+from meguri_monitoring.windows.references import References
+from meguri_monitoring.windows.sweeping import Sweeper
 
 NOTICES_TOGETHER = 8
 """Messages about episodes in hand: a place that does not answer must not keep the others waiting."""

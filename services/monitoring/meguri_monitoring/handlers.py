@@ -6,7 +6,8 @@ from sqlmodel import Session
 
 from meguri_chassis.bus import hears
 from meguri_contracts.events import Event, RolloutChanged
-from meguri_monitoring import episodes, store
+from meguri_monitoring import store
+from meguri_monitoring.episodes import episodes
 
 
 @hears(RolloutChanged)

@@ -19,16 +19,12 @@ from meguri_contracts.events import (
     RolloutChanged,
     SpecApplied,
 )
-from meguri_monitoring import (
-    episode_projection,
-    episode_store,
-    episodes,
-    label_store,
-    notice_store,
-    quality,
-    store,
-    timeline,
-)
+from meguri_monitoring import store
+from meguri_monitoring.episodes import episodes, timeline
+from meguri_monitoring.episodes import projection as episode_projection
+from meguri_monitoring.episodes import store as episode_store
+from meguri_monitoring.notices import store as notice_store
+from meguri_monitoring.quality import label_store, quality
 
 HEARS = (SpecApplied, LabelsArrived, QualityMeasured, *timeline.HEARS)
 TABLES = (*store.TABLES, *episode_store.TABLES, *label_store.TABLES, *notice_store.TABLES)

@@ -11,8 +11,8 @@ from meguri_chassis.store import BIG, Position
 from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import Artifact
 from meguri_contracts.spec import Monitor
-from meguri_monitoring import episode_store
-from meguri_monitoring.episodes import State
+from meguri_monitoring.episodes import store as episode_store
+from meguri_monitoring.episodes.episodes import State
 
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""

@@ -6,9 +6,10 @@ import polars.selectors as cs
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.events import Window
 from meguri_contracts.spec import Monitor
-from meguri_monitoring import judging, profiling
-from meguri_monitoring.judging import Judged
-from meguri_monitoring.profiling import Share
+from meguri_monitoring.verdicts import judging
+from meguri_monitoring.verdicts.judging import Judged
+from meguri_monitoring.windows import profiling
+from meguri_monitoring.windows.profiling import Share
 
 DEFAULT = Monitor()
 COMPATIBLE = Monitor(rule="evidently")

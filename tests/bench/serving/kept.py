@@ -13,7 +13,9 @@ from meguri_chassis.profiles import Profile
 from meguri_chassis.store import Database
 from meguri_contracts.spec import Monitor
 from meguri_contracts.topology import PREDICTIONS
-from meguri_monitoring import store, tables, window_store
+from meguri_monitoring import store
+from meguri_monitoring.predictions import tables
+from meguri_monitoring.windows import store as window_store
 from tests.bench.serving import models, requests
 from tests.bench.serving.comparing import rate, spread
 from tests.bench.serving.figures import BUSY

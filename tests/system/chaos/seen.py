@@ -15,7 +15,7 @@ from meguri_chassis.log import Message
 from meguri_contracts.errors import MeguriError
 from meguri_contracts.events import Event
 from meguri_contracts.topology import DEAD, LOG, PREDICTIONS
-from meguri_monitoring import predictions
+from meguri_monitoring.predictions import predictions
 from tests.system.chaos import specs
 
 E = TypeVar("E", bound=Event)

@@ -1,0 +1,1 @@
+"""Verdicts become episodes: opened, worse, acknowledged, resolved, and told once."""

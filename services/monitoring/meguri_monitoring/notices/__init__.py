@@ -1,0 +1,1 @@
+"""An episode's messages to people: worded, sent, tried again."""

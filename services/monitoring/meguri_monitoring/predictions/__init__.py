@@ -1,0 +1,1 @@
+"""What inference says it answered, kept: read from the broker, written to tables, shown again."""

@@ -1,0 +1,1 @@
+"""Labels joined to predictions however late, and how right the answers were."""

@@ -1,0 +1,1 @@
+"""An episode and a model's week as pages and JSON."""

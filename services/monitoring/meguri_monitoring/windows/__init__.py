@@ -1,0 +1,1 @@
+"""Rows become windows, windows are shared out in parts, counted from the tables and put together."""
