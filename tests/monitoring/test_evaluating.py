@@ -17,7 +17,7 @@ from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import AnomalyDetected, MeasuresRefilled
 from meguri_contracts.spec import ModelSpec
 from meguri_monitoring.evaluators import measure_tables
-from meguri_monitoring.predictions.tables import TableBusy
+from meguri_monitoring.predictions.writing import TableBusy
 from tests.conftest import Broker, until
 from tests.monitoring.conftest import Monitoring, message, monitoring_in, values
 from tests.monitoring.test_killed import Replica

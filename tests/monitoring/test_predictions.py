@@ -11,9 +11,10 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from meguri_contracts.errors import Invalid, Malformed
 from meguri_contracts.predictions import FEATURES, HEAD
-from meguri_monitoring.predictions import tables
+from meguri_monitoring.predictions import tables, writing
 from meguri_monitoring.predictions.predictions import parts_of, read
-from meguri_monitoring.predictions.tables import TableBusy, append, find
+from meguri_monitoring.predictions.tables import find
+from meguri_monitoring.predictions.writing import TableBusy, Writer
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -45,6 +46,10 @@ def sent(rows: pa.Table) -> bytes:
 
 def batches(ids, sequence, **more):
     return read(sent(table(ids, **more)), sequence)
+
+
+def append(uri: str, messages) -> int:
+    return Writer().append(uri, messages)
 
 
 def rows_of(uri) -> pl.DataFrame:
@@ -145,7 +150,7 @@ def test_writers_that_race_with_the_same_message_write_it_once(tmp_path):
 
 
 def test_many_appends_leave_few_files_and_still_know_what_came(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "COMPACT_EVERY", 5)
+    monkeypatch.setattr(writing, "COMPACT_EVERY", 5)
     for sequence in range(1, 13):
         append(str(tmp_path), batches([f"{sequence}"], sequence))
 
@@ -245,7 +250,7 @@ def write_as_before(uri: str, sequence: int, *ids: str, **features) -> None:
 
 
 def test_a_table_of_before_takes_rows_with_roles_and_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "COMPACT_EVERY", 3)
+    monkeypatch.setattr(writing, "COMPACT_EVERY", 3)
     uri = str(tmp_path)
     write_as_before(uri, 1, "old", x=[1], y=[0.5])
     (with_roles,) = read(sent(detailed(["new"], ["canary"], ["customer-7"], [1500], x=[2], y=[0.5])), 3)

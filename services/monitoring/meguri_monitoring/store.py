@@ -88,6 +88,12 @@ def state(session: Session, model: str) -> State:
     )
 
 
+def rollout(session: Session, model: str) -> int:
+    """Return the sequence of the rollout that holds for a model; 0 before the first."""
+    row = session.get(ModelRow, model)
+    return row.rollout if row else 0
+
+
 def rule(session: Session, model: str) -> Monitor:
     """Return how a model is watched; as usual if nothing was said about it."""
     row = session.get(ModelRow, model)

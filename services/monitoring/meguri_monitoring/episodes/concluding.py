@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -64,10 +64,12 @@ class Concluder:
         self._decider = decider
         self._newest = newest
         self._something = asyncio.Event()
-        self._heard: set[str] = set()
-        """Models with predictions since it was last seen when their silence would begin."""
+        self._to_listen: set[str] = set()
+        """Models of which it is to be seen when their silence begins, or whether it is over."""
         self._due: dict[str, datetime] = {}
-        """By model when to look for silence if nothing is heard until then."""
+        """By model when to look for silence, which begins later if something is heard until then."""
+        self._calm: set[str] = set()
+        """Models that were not silent when they were last looked at: that they are heard is no news."""
         self._trouble: str | None = None
 
     def trouble(self) -> str | None:
@@ -80,8 +82,8 @@ class Concluder:
 
     def heard(self, models: Iterable[str]) -> None:
         """Predictions of models were recorded; `episode_store.keep_heard` has kept of when the last one is."""
-        self._heard.update(models)
-        self._something.set()
+        if news := set(models) - self._calm:
+            self._listen_to(news)
 
     async def refused(self, model: str, version: int, *, column: str, reason: str, sequence: int, rows: int) -> None:
         """Predictions do not fit the reference of their version: they were set aside and are not counted."""
@@ -112,7 +114,7 @@ class Concluder:
             after=message.sequence,
             hops=message.hops,
         )
-        self.heard([applied.model])
+        self._listen_to([applied.model])
 
     async def run(self) -> None:
         """Conclude for ever."""
@@ -123,7 +125,11 @@ class Concluder:
 
     async def _begin(self) -> None:
         await self._projection.reached(await self._log.last_sequence())
-        self._heard.update(await self._database.ask(episode_store.heard_models))
+        self._listen_to(await self._database.ask(episode_store.heard_models))
+        self._something.set()
+
+    def _listen_to(self, models: Iterable[str]) -> None:
+        self._to_listen.update(models)
         self._something.set()
 
     async def _until_something(self) -> None:
@@ -140,32 +146,23 @@ class Concluder:
         """Conclude what there is. What fails of one model comes after all the others; the last of these errors is raised."""
         self._something.clear()
         failed: dict[str, Exception] = {}
-        while rows := await self._database.ask(partial(window_store.undecided, but=list(failed))):
+        while row := await self._database.change(partial(_first_that_speaks, but=failed)):
             try:
-                await self._conclude_first(rows)
+                await self._conclude_from(row)
             except Exception as error:  # noqa: BLE001 - raised in the end
-                failed[rows[0].model] = error
+                failed[row.model] = error
         now = datetime.now(UTC)
-        for model in sorted(self._heard | {model for model, due in self._due.items() if due <= now}):
+        for model in sorted(self._to_listen | {model for model, due in self._due.items() if due <= now}):
             # Before: what is heard meanwhile is looked at once more.
-            self._heard.discard(model)
+            self._to_listen.discard(model)
             try:
                 await self._listen(model)
             except Exception as error:  # noqa: BLE001 - raised in the end
-                self._heard.add(model)
+                self._to_listen.add(model)
                 failed[model] = error
         if failed:
             model, why = failed.popitem()
             raise NotConcluded(f"{model}: {why}") from why
-
-    async def _conclude_first(self, rows: Sequence[WindowRow]) -> None:
-        """Conclude from the first window, and from those of the same model behind it that say nothing."""
-        own = [row for row in rows if row.model == rows[0].model]
-        quiet = await self._database.ask(partial(_quiet, own))
-        if quiet:
-            await self._database.change(partial(_mark_quiet, quiet))
-        for row in own[len(quiet) :][:1]:
-            await self._conclude_from(row)
 
     async def _conclude_from(self, row: WindowRow) -> None:
         cause = _cause(row)
@@ -185,19 +182,31 @@ class Concluder:
 
     async def _listen(self, model: str) -> None:
         """Say that a model is silent, or no longer; and see when that has to be looked at again."""
-        # First what the broker has, then what of it was recorded: what comes in between is no reason to say anything.
-        newest = await self._newest(model)
-        state, rule, last, recorded = await self._database.ask(partial(_standing, model))
+        state, rule, last = await self._database.ask(partial(_standing, model))
         due = silence.due(last, rule) if last else None
         if state.champion is None or last is None or due is None:
             self._due.pop(model, None)
+            self._note_calm(model, state.champion is not None and last is not None)
             return
         now = datetime.now(UTC)
-        if (now >= due and newest <= recorded) or (now < due and state.open("silence")):
+        self._note_calm(model, now < due)
+        if (now >= due and await self._all_is_recorded(model, last)) or (now < due and state.open("silence")):
             look = silence.look(state.champion, last, rule, now)
             await self._carry_out(model, [look], derived_id(model, "silence", last.isoformat()), now)
         # One that is silent speaks again where it is recorded, which may be another replica.
         self._due[model] = due if now < due else now + (due - last)
+
+    def _note_calm(self, model: str, calm: bool) -> None:
+        (self._calm.add if calm else self._calm.discard)(model)
+
+    async def _all_is_recorded(self, model: str, last: datetime) -> bool:
+        """Whether the prediction made at `last` is still the last one of a model."""
+        # First what the broker has, then what of it was recorded: what comes in between is no reason to say anything.
+        newest = await self._newest(model)
+        recorded, heard = await self._database.ask(
+            lambda session: (store.position(session) or 0, episode_store.heard(session, model))
+        )
+        return newest <= recorded and heard == last
 
     async def _carry_out(self, model: str, looks: Sequence[Look], cause: str, now: datetime) -> None:
         hops = (await self._database.ask(lambda session: store.state(session, model))).hops
@@ -239,23 +248,31 @@ def inputs_moved(session: Session, model: str) -> bool | None:
     return any(one.moved(about) for one in latest for about in INPUTS) if latest else None
 
 
-def _quiet(rows: Sequence[WindowRow], session: Session) -> list[int]:
-    """Return the first of the windows, as far as nothing follows from them and they are evidence for nothing."""
-    quiet = []
-    of_models = {name: (store.state(session, name), store.rule(session, name)) for name in {row.model for row in rows}}
-    for row in rows:
-        state, rule = of_models[row.model]
-        # Most windows are of this kind, and need not be held against those before.
-        at_rest = not state.episodes and rule.volume is None and row.rollout <= state.rollout and not row.moved
-        if not at_rest and (_open(row, session) or _follows(row, session)):
-            break
-        quiet.append(row.id or 0)
-    return quiet
+def _first_that_speaks(session: Session, but: Collection[str]) -> WindowRow | None:
+    """Return the first judged window from which something follows, or which is evidence; those before it say nothing.
+
+    Without the windows of some models.
+    """
+    known: dict[str, tuple[State, Monitor]] = {}
+    while rows := window_store.undecided(session, but=list(but)):
+        for row in rows:
+            if row.model not in known:
+                known[row.model] = store.state(session, row.model), store.rule(session, row.model)
+            try:
+                if not _is_quiet(row, *known[row.model], session):
+                    return row
+            except (MeguriError, ValueError):
+                # Whoever concludes from it meets that again, where it keeps no other model waiting.
+                return row
+            window_store.mark_decided(session, row.id or 0)
+        session.flush()
+    return None
 
 
-def _mark_quiet(ids: Sequence[int], session: Session) -> None:
-    for id_ in ids:
-        window_store.mark_decided(session, id_)
+def _is_quiet(row: WindowRow, state: State, rule: Monitor, session: Session) -> bool:
+    # Most windows are of this kind, and need not be held against those before.
+    at_rest = not state.episodes and rule.volume is None and row.rollout <= state.rollout and not row.moved
+    return at_rest or not (_open(row, session) or _follows(row, session))
 
 
 def _cause(row: WindowRow) -> str:
@@ -297,7 +314,5 @@ def _keep(row: WindowRow, before: set[str], session: Session) -> None:
             window_store.mark_episode(session, one.id or 0, episode)
 
 
-def _standing(model: str, session: Session) -> tuple[State, Monitor, datetime | None, int]:
-    heard = episode_store.heard(session, model)
-    recorded = store.position(session) or 0
-    return store.state(session, model), store.rule(session, model), heard, recorded
+def _standing(model: str, session: Session) -> tuple[State, Monitor, datetime | None]:
+    return store.state(session, model), store.rule(session, model), episode_store.heard(session, model)

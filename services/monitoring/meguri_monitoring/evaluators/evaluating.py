@@ -30,7 +30,7 @@ from meguri_monitoring.evaluators import evaluation, measure_tables, measure_win
 from meguri_monitoring.evaluators import store as measure_store
 from meguri_monitoring.evaluators.store import MeasureWindowRow
 from meguri_monitoring.predictions import tables
-from meguri_monitoring.predictions.tables import TableBusy
+from meguri_monitoring.predictions.writing import TableBusy
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from meguri_contracts.errors import Invalid
-from meguri_monitoring.predictions.tables import COMPACT_EVERY, TableBusy
+from meguri_monitoring.predictions.writing import COMPACT_EVERY, TableBusy
 
 logger = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ from meguri_monitoring.episodes import store as episode_store
 from meguri_monitoring.predictions import predictions, tables
 from meguri_monitoring.predictions.predictions import ROLE, SHADOW, Batch
 from meguri_monitoring.predictions.recent import Recent
+from meguri_monitoring.predictions.writing import Writer
 from meguri_monitoring.windows import store as window_store
 from meguri_monitoring.windows import windows
 from meguri_monitoring.windows.profiling import require_fitting
@@ -132,6 +133,7 @@ class Recorder:
         self._replica = replica
         self._data_url = data_url
         self._hooks = hooks
+        self._writer = Writer()
         self._position = 0
         self._lease_until = 0.0
         self._untold: list[Task] = []
@@ -186,7 +188,7 @@ class Recorder:
                 return position
             for row in store.versions(session):
                 kept = tables.kept_up_to(tables.table_uri(self._data_url, row.model, row.version))
-                rollout = store.state(session, row.model).rollout
+                rollout = store.rollout(session, row.model)
                 window_store.keep_planner(session, row.model, row.version, rollout, windows.Planner(last=kept))
             move_position(session.connection(), store.PREDICTIONS, 0)
             return 0
@@ -223,7 +225,7 @@ class Recorder:
             prompt=True,
             attributes={"messaging.batch.message_count": len(messages), "nats.stream.sequence": last},
         ):
-            batches = [batch for message in messages for batch in await self._read(message)]
+            batches = await self._read(messages)
             batches = await self._that_fit(batches, messages)
             refused = await asyncio.to_thread(self._keep, batches)
             await self._refuse(
@@ -259,16 +261,12 @@ class Recorder:
             await self._queue.put(f"{WINDOW_PREFIX}.{task.model}", task.to_json(), telemetry.carrier())
             self._untold.pop(0)
 
-    async def _read(self, message: Msg) -> Sequence[Batch]:
-        sequence, stored = message.metadata.sequence.stream, message.metadata.timestamp
-        try:
-            batches = await asyncio.to_thread(predictions.read, message.data, sequence, stored)
-            if odd := [batch.model for batch in batches if not is_name(batch.model)]:
-                raise Malformed(f"predictions are of model {odd[0]!r}, which is no name")
-            return batches
-        except PermanentError as error:
+    async def _read(self, messages: Sequence[Msg]) -> list[Batch]:
+        """Return what the messages say; those that cannot be read are set aside."""
+        batches, odd = await asyncio.to_thread(_read, messages)
+        for message, error in odd:
             await self._dead_letters.park(NAME, Undeliverable.of(message), error)
-            return []
+        return batches
 
     async def _that_fit(self, batches: Sequence[Batch], messages: Sequence[Msg]) -> list[Batch]:
         """Return the batches with the columns of their version's reference; the others are set aside."""
@@ -301,12 +299,12 @@ class Recorder:
         for model, version, together in _by_version(batches):
             uri = tables.table_uri(self._data_url, model, version)
             try:
-                tables.append(uri, together)
+                self._writer.append(uri, together)
             except Invalid:
                 # Nothing was written: each by itself, so that an odd one stops no other.
                 for batch in together:
                     try:
-                        tables.append(uri, [batch])
+                        self._writer.append(uri, [batch])
                     except Invalid as error:
                         refused[batch.sequence] = error
         return refused
@@ -329,6 +327,21 @@ class Recorder:
             return tasks
 
 
+def _read(messages: Sequence[Msg]) -> tuple[list[Batch], list[tuple[Msg, PermanentError]]]:
+    batches: list[Batch] = []
+    odd: list[tuple[Msg, PermanentError]] = []
+    for message in messages:
+        sequence, stored = message.metadata.sequence.stream, message.metadata.timestamp
+        try:
+            read = predictions.read(message.data, sequence, stored)
+            if strange := [batch.model for batch in read if not is_name(batch.model)]:
+                raise Malformed(f"predictions are of model {strange[0]!r}, which is no name")
+            batches += read
+        except PermanentError as error:
+            odd.append((message, error))
+    return batches, odd
+
+
 def _heard(batch: Batch) -> datetime | None:
     """When the last prediction was made; no later than it came, or a clock that is ahead would hide a silence."""
     latest: datetime | None = batch.frame.select(pl.col("time").max()).item()
@@ -348,7 +361,7 @@ def _by_version(batches: Iterable[Batch]) -> Iterator[tuple[str, int, list[Batch
 
 def _planned(session: Session, model: str, version: int, batches: Sequence[Batch]) -> Iterator[Task]:
     """Plan the windows of the answers that were given, keep them, and return what is to be counted."""
-    rule, rollout = store.rule(session, model), store.state(session, model).rollout
+    rule, rollout = store.rule(session, model), store.rollout(session, model)
     planner = window_store.planner(session, model, version, rollout)
     news: list[windows.Window] = []
     late: list[tuple[int, int]] = []

@@ -8,6 +8,7 @@ labelled requests are harder than the hold-out would be worse from its first day
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from meguri_contracts.spec import Performance
@@ -45,15 +46,18 @@ class Detector:
         """The beginning that is compared with; empty until the first change."""
         self.worse = False
         """Whether the last change was one for the worse, compared with that beginning."""
-        from river.drift import ADWIN  # noqa: PLC0415 - a second at the start, and models without labels never need it
-
-        self._adwin: Any = ADWIN(delta=rule.delta)  # type: ignore[no-untyped-call]
         self._count, self._total = 0, 0.0
         self._numbers: deque[int] = deque(maxlen=KEPT)
         """Of the errors since the last change."""
         self._latest: deque[float] = deque(maxlen=2 * rule.min_labels)
         self._limit = 0.0 if relative else 1.0
         self._first: list[tuple[float, int]] = []
+
+    @cached_property
+    def _adwin(self) -> Any:
+        from river.drift import ADWIN  # noqa: PLC0415 - a second, and models without labels never need it
+
+        return ADWIN(delta=self.rule.delta)  # type: ignore[no-untyped-call]
 
     def feed(self, error: float, number: int) -> None:
         """Take in the next error; `number` tells where it stands among all."""

@@ -179,16 +179,16 @@ def keep_windows(
     session: Session, model: str, version: int, rollout: int, windows: Sequence[Window]
 ) -> list[tuple[int, Sequence[int]]]:
     """Keep windows as planned; return of each the id and those of its new parts."""
-    kept: list[tuple[int, Sequence[int]]] = []
-    for window in windows:
-        row = _window(session, model, version, rollout, window)
-        session.add(row)
-        session.flush()
-        parts = [PartRow(window=row.id or 0, **asdict(part)) for part in window.parts]
-        session.add_all(parts)
-        session.flush()
-        kept.append((row.id or 0, [part.id or 0 for part in parts]))
-    return kept
+    rows = [_window(session, model, version, rollout, window) for window in windows]
+    session.add_all(rows)
+    session.flush()
+    parts = [
+        [PartRow(window=row.id or 0, **asdict(part)) for part in window.parts]
+        for row, window in zip(rows, windows, strict=True)
+    ]
+    session.add_all(part for of_window in parts for part in of_window)
+    session.flush()
+    return [(row.id or 0, [part.id or 0 for part in its]) for row, its in zip(rows, parts, strict=True)]
 
 
 def count_late(
