@@ -25,10 +25,16 @@ DIGITS, DIGIT = load_digits(return_X_y=True)
 DIABETES, PROGRESS = load_diabetes(return_X_y=True)
 QUICK = {
     "HistGradientBoostingClassifier": {"max_iter": 5},
+    "HistGradientBoostingRegressor": {"max_iter": 5},
     "GradientBoostingClassifier": {"n_estimators": 5},
+    "GradientBoostingRegressor": {"n_estimators": 5},
     "RandomForestClassifier": {"n_estimators": 10},
+    "RandomForestRegressor": {"n_estimators": 10},
     "ExtraTreesClassifier": {"n_estimators": 10},
+    "ExtraTreesRegressor": {"n_estimators": 10},
     "AdaBoostClassifier": {"n_estimators": 10},
+    "AdaBoostRegressor": {"n_estimators": 10},
+    "IsolationForest": {"n_estimators": 10},
     "MLPClassifier": {"hidden_layer_sizes": [8], "max_iter": 50},
     "MLPRegressor": {"hidden_layer_sizes": [8], "max_iter": 50},
     "QuadraticDiscriminantAnalysis": {"reg_param": 0.1},
