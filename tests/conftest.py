@@ -21,6 +21,11 @@ PATIENCE = 100.0
 """Seconds after which a condition that did not come true fails its test: far more than it takes on a machine that is busy."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole systems first: what takes longest must not be what everybody waits for in the end."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -113,27 +118,21 @@ def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return broker.folder
 
 
-@pytest.fixture(scope="session")
-def broker(provisioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One broker for the whole run, provisioned. Tests keep apart by the names of their models and datasets."""
-    with _running(provisioned, tmp_path_factory.mktemp("nats")) as broker:
-        yield broker
-
-
 @pytest.fixture
-def own_broker(provisioned: Path, tmp_path: Path) -> Iterator[Broker]:
-    """A broker of one test's own, provisioned: for tests that stop it, count in it or replay it."""
-    with _running(provisioned, tmp_path / "nats") as broker:
-        yield broker
-
-
-@contextmanager
-def _running(provisioned: Path, folder: Path) -> Iterator[Broker]:
-    shutil.copytree(provisioned, folder, dirs_exist_ok=True)
+def broker(provisioned: Path, tmp_path: Path) -> Iterator[Broker]:
+    """A broker of the test's own, provisioned: a service would read the events of all tests before on one that they share."""
+    folder = tmp_path / "nats"
+    shutil.copytree(provisioned, folder)
     broker = Broker(folder)
     broker.start()
     yield broker
     broker.kill()
+
+
+@pytest.fixture
+def own_broker(broker: Broker) -> Broker:
+    """The same."""
+    return broker
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from infra.local.processes import ROOT, SERVICES, CannotStart, Laptop
 from meguri.client import Meguri, broker
 from meguri.provisioning import BrokerAway, NoRoom, limits, provision
 
-READY_WITHIN = 90.0
+READY_WITHIN = 180.0
 """Seconds in which every service must be ready; a cold disk is slow."""
 
 

@@ -19,7 +19,7 @@ from meguri_contracts.errors import Conflict, PermanentError, TemporaryError
 from meguri_contracts.events import ModelLoaded, ModelRegistered, TrainingRequested
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
 from tests.chassis.toy import register, toy
-from tests.conftest import Broker, until
+from tests.conftest import PATIENCE, Broker, until
 from tests.services import Wire, wire
 
 NAME = "toy-hears"
@@ -333,7 +333,7 @@ async def _after_a_redelivery(own: Wire, ack_wait: float) -> None:
     pulled = await own.js.pull_subscribe_bind(lazy.name, stream=LOG)
     [first] = await pulled.fetch(1)
     while True:
-        [msg] = await pulled.fetch(1, timeout=10)
+        [msg] = await pulled.fetch(1, timeout=PATIENCE)
         if msg.metadata.sequence.stream == first.metadata.sequence.stream:
             return
 

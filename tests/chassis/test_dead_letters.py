@@ -27,7 +27,7 @@ from meguri_contracts.topology import (
 from meguri_registry.app import build
 from meguri_registry.settings import Settings
 from tests.chassis.toy import going_on
-from tests.conftest import Broker, until
+from tests.conftest import PATIENCE, Broker, until
 from tests.services import Wire, running, wire
 
 NAME = TRAINING_TRIGGERS.name
@@ -145,7 +145,7 @@ async def test_odd_headers_keep_nothing_from_being_parked(own, own_broker, lette
     await until(lambda: own.stored(LOG, subject.decode()))
     writer.close()
     consumer = await own.js.pull_subscribe_bind(NAME, stream=LOG)
-    [msg] = await consumer.fetch(1, timeout=10)
+    [msg] = await consumer.fetch(1, timeout=PATIENCE)
     await letters.park(NAME, Undeliverable.of(msg), Malformed("odd \ud800 \x00"))
 
     (letter,) = await own.parked(NAME)
@@ -168,7 +168,7 @@ async def lapse(own: Wire) -> int:
     """Take a message and never answer; returns its sequence."""
     sequence = await own.say(REQUEST)
     consumer = await own.js.pull_subscribe_bind(NAME, stream=LOG)
-    [msg] = await consumer.fetch(1, timeout=10)
+    [msg] = await consumer.fetch(1, timeout=PATIENCE)
     assert msg.metadata.sequence.stream == sequence
     await consumer.unsubscribe()
     return sequence
@@ -199,7 +199,7 @@ async def is_said(own: Wire, expected: list[int]) -> bool:
 async def test_what_a_consumer_terminates_is_parked_with_its_reason(own, letters):
     sequence = await own.say(REQUEST, source="werk 4")
     consumer = await own.js.pull_subscribe_bind(NAME, stream=LOG)
-    [msg] = await consumer.fetch(1, timeout=10)
+    [msg] = await consumer.fetch(1, timeout=PATIENCE)
     # The client's own `term` gives no reason.
     await own.js._nc.publish(msg.reply, b"+TERM it is the wrong kind")
     async with going_on(letters.follow_advisories):
@@ -261,7 +261,7 @@ async def test_advisories_that_lead_nowhere_are_passed_over_and_the_next_is_read
         await own.js.publish(f"{ADVISORY_PREFIX}.MAX_DELIVERIES.{LOG}.odd", said, stream=ADVISORIES)
     consumer = await own.js.pull_subscribe_bind(NAME, stream=LOG)
     sequence = await own.say(REQUEST)
-    [msg] = await consumer.fetch(1, timeout=10)
+    [msg] = await consumer.fetch(1, timeout=PATIENCE)
     await msg.term()
     async with going_on(letters.follow_advisories):
         await until(lambda: is_said(own, [sequence]), "the dead letter")

@@ -18,7 +18,7 @@ from meguri.provisioning import provision
 from meguri_contracts.topology import LOG
 from meguri_registry.app import build
 from meguri_registry.settings import Settings
-from tests.conftest import ROOT, Broker, free_port, until
+from tests.conftest import PATIENCE, ROOT, Broker, free_port, until
 from tests.services import running
 
 
@@ -58,7 +58,7 @@ class Process:
         """Tell it to stop; returns the seconds that it took to end well."""
         began = time.perf_counter()
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
         seconds = time.perf_counter() - began
         assert "Application shutdown complete" in self.log.read_text()
         return seconds
@@ -135,5 +135,5 @@ async def test_a_service_stops_although_a_task_of_it_has_lost_its_cancellation(o
         await asyncio.Event().wait()
 
     service.follow(service.reader(LOG, ["meguri.events.>"], "deaf"), deaf_once)
-    async with asyncio.timeout(20), running(service):
+    async with asyncio.timeout(PATIENCE), running(service):
         await began.wait()

@@ -20,7 +20,7 @@ from meguri_chassis import store
 from meguri_chassis.store import _MIGRATION_LOCK, Database, StoreUnavailable, keep_heads, locked_position, move_position
 from meguri_contracts.errors import TemporaryError
 from tests.chassis.toy import MIGRATIONS, Tally, migrated
-from tests.conftest import ROOT, until
+from tests.conftest import PATIENCE, ROOT, until
 
 SERVICES = sorted(path.parents[1].name for path in ROOT.glob("services/*/*/migrations"))
 
@@ -77,7 +77,7 @@ def two_that_migrate(url: str) -> list[subprocess.Popen[bytes]]:
 def test_replicas_that_start_together_migrate_once(database_url):
     replicas = two_that_migrate(database_url)
 
-    assert [replica.wait(30) for replica in replicas] == [0, 0]
+    assert [replica.wait(PATIENCE) for replica in replicas] == [0, 0]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -88,7 +88,7 @@ async def test_a_replica_that_waited_sees_that_another_has_migrated(database_url
         replicas = two_that_migrate(database_url)
         await until(lambda: gate.execute(waiting).fetchone() == (2,), "both replicas at the lock")
 
-    assert [replica.wait(30) for replica in replicas] == [0, 0]
+    assert [replica.wait(PATIENCE) for replica in replicas] == [0, 0]
 
 
 def test_a_reader_sees_one_moment_of_the_database(database):
@@ -129,7 +129,7 @@ def test_the_second_of_two_projections_waits_for_the_first_even_before_there_is_
             assert not wait([waiting], timeout=0.2).done
             move_position(session.connection(), "log", 7)
 
-        assert waiting.result(timeout=30) == 7
+        assert waiting.result(timeout=PATIENCE) == 7
 
 
 def test_positions_and_heads_are_written_over_and_may_need_64_bits(database):

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from meguri import archive, backup, cli, restoring_backup
+from meguri import archive, backup, cli, log_copy, restoring_backup
 from meguri.archive import Damaged, NoBackup, NotEmpty
 from meguri.client import Unreachable
 from meguri.provisioning import BrokerAway, provision
@@ -262,12 +262,15 @@ async def test_a_disk_that_takes_no_more_leaves_no_backup_and_is_named(running_s
     assert not (kept / "manifest.json").exists()
 
 
-async def test_a_broker_that_goes_away_in_the_middle_leaves_no_backup(running_system, own_broker, tmp_path):
+async def test_a_broker_that_goes_away_in_the_middle_leaves_no_backup(
+    running_system, own_broker, tmp_path, monkeypatch
+):
     await running_system.apply(name("d"))
     kept = tmp_path / "kept"
 
     def gone_at_the_cut(line: str) -> None:
         if line.startswith("the cut"):
+            monkeypatch.setattr(log_copy, "TIMEOUT", 0.1)
             own_broker.kill()
 
     with pytest.raises(BrokerAway):

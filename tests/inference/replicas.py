@@ -25,6 +25,7 @@ from meguri_inference.protocol import Array
 from meguri_inference.shadowing import Shadowing
 from meguri_inference.tallies import Tallies
 from meguri_monitoring.predictions.predictions import read
+from tests.conftest import PATIENCE
 
 PREDICTION = Tensor(name="prediction", datatype="FP32", shape=(-1,))
 MAX_BODY = 64 * 1024
@@ -89,7 +90,7 @@ class Outlet:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with self._news:
-            await asyncio.wait_for(self._news.wait_for(condition), 5)
+            await asyncio.wait_for(self._news.wait_for(condition), PATIENCE)
 
     @property
     def tables(self) -> list[pa.Table]:

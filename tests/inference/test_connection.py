@@ -20,7 +20,7 @@ from meguri_contracts.errors import PermanentError
 from meguri_contracts.spec import PredictionLog as Logging
 from meguri_inference import connection
 from meguri_inference.connection import MAX_HEAD_BYTES, MAX_HEADS, MAX_OWED, MAX_UNREAD_BYTES
-from tests.conftest import until
+from tests.conftest import PATIENCE, until
 from tests.inference.replicas import MAX_BODY, Replica, as_version, noted
 
 INFER = "/v2/models/iris/infer"
@@ -80,7 +80,7 @@ class Client:
 
     async def closed(self) -> bool:
         """Wait for the other side to close; whether it said nothing more."""
-        return await asyncio.wait_for(self.reader.read(), 10) == b""
+        return await asyncio.wait_for(self.reader.read(), PATIENCE) == b""
 
 
 @dataclass

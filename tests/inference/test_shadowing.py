@@ -10,7 +10,7 @@ from meguri_contracts.spec import PredictionLog as Logging
 from meguri_inference import shadowing
 from meguri_inference.answering import Head
 from meguri_inference.shadowing import TOLERANCE, compare
-from tests.conftest import until
+from tests.conftest import PATIENCE, until
 from tests.inference.replicas import as_version, noted
 
 
@@ -26,7 +26,7 @@ class Gate:
 
     def run(self, x):
         self.asked.set()
-        assert self.open.wait(10)
+        assert self.open.wait(PATIENCE)
         return self._engine.run(x)
 
 

@@ -27,7 +27,7 @@ from meguri_inference import replying
 from meguri_inference.app import build
 from meguri_inference.protocol import Codec
 from meguri_inference.settings import Settings
-from tests.conftest import until
+from tests.conftest import PATIENCE, until
 from tests.inference.replicas import rows_of
 from tests.inference.signatures import PEOPLE
 from tests.inference.test_rollouts import Inference
@@ -46,7 +46,7 @@ class Ways:
 
     async def by_message(self, body: bytes, **headers: str) -> Msg:
         found = {key.replace("_", "-"): value for key, value in headers.items()}
-        return await self.nats.request(f"{INFER_PREFIX}.{self.model}", body, timeout=10, headers=found or None)
+        return await self.nats.request(f"{INFER_PREFIX}.{self.model}", body, timeout=PATIENCE, headers=found or None)
 
 
 class Threaded:
@@ -59,7 +59,7 @@ class Threaded:
         return await asyncio.to_thread(self._call, method, *args, **kwargs)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        with triton.InferenceServerClient(f"127.0.0.1:{self._port}", network_timeout=30) as client:
+        with triton.InferenceServerClient(f"127.0.0.1:{self._port}", network_timeout=PATIENCE) as client:
             return getattr(client, method)(*args, **kwargs)
 
 
@@ -355,7 +355,7 @@ async def test_a_bad_message_is_answered_with_status_and_reason(ways, body, head
 
 
 async def test_a_message_for_a_model_that_nobody_serves_is_a_404(ways):
-    reply = await ways.nats.request(f"{INFER_PREFIX}.nobody", b"{}", timeout=10)
+    reply = await ways.nats.request(f"{INFER_PREFIX}.nobody", b"{}", timeout=PATIENCE)
 
     assert reply.headers[replying.STATUS] == "404"
     assert "no model 'nobody' is served here" in json.loads(reply.data)["error"]
@@ -415,7 +415,8 @@ async def test_of_several_replicas_one_answers_and_who_leaves_answers_what_it_ha
             async with running(build(settings[1])) as second:
                 await until(lambda: Inference(second, beside, inference.artifacts, model).serves(1), "the second")
                 asks = [
-                    asyncio.create_task(client.request(f"{INFER_PREFIX}.{model}", body, timeout=20)) for _ in range(200)
+                    asyncio.create_task(client.request(f"{INFER_PREFIX}.{model}", body, timeout=PATIENCE))
+                    for _ in range(200)
                 ]
                 await asks[0]
             answered = await asyncio.gather(*asks)

@@ -10,7 +10,7 @@ from meguri_contracts.events import DataArrived, LabelsArrived
 from meguri_contracts.spec import ModelSpec
 from meguri_ingest.app import build
 from meguri_ingest.settings import Settings
-from tests.conftest import until
+from tests.conftest import PATIENCE, until
 from tests.services import name, running, wire
 
 RECORDS = [{"x": 1.0, "label": 1}, {"x": 2.0, "label": 0}]
@@ -244,7 +244,7 @@ async def test_who_waits_for_a_receipt_is_answered_when_it_is_decided(http, data
     id_ = name("e")
     (accepted,) = (await http.post("/events", json=event(dataset, id_))).json()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         assert (await receipt(http, id_))["status"] == "committed"
     assert accepted["receipt"] == f"/receipts/{id_}"
 

@@ -1,6 +1,7 @@
 import asyncio
 
 from meguri_ingest.budget import Budget
+from tests.conftest import PATIENCE
 
 
 async def let_others_go_on() -> None:
@@ -16,7 +17,7 @@ async def test_what_does_not_fit_waits_until_enough_is_given_back():
     assert not waiting.done()
     budget.give_back(6)
 
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, PATIENCE)
     assert not budget.try_take(6)
     assert budget.try_take(5)
 
@@ -29,7 +30,7 @@ async def test_what_is_larger_than_the_budget_gets_through_alone():
     assert not large.done()
     budget.give_back(1)
 
-    await asyncio.wait_for(large, 5)
+    await asyncio.wait_for(large, PATIENCE)
     assert not budget.try_take(0)
     budget.give_back(50)
     assert budget.try_take(10)
@@ -46,7 +47,7 @@ async def test_the_small_do_not_overtake_the_large():
     assert not budget.try_take(1)
     assert not small.done()
     budget.give_back(6)
-    await asyncio.wait_for(asyncio.gather(large, small), 5)
+    await asyncio.wait_for(asyncio.gather(large, small), PATIENCE)
 
 
 async def test_who_gives_up_waiting_keeps_nothing():

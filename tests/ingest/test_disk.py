@@ -10,8 +10,6 @@ from tests.conftest import Broker, small_disk, until
 from tests.ingest.upstream import Ingest, body, headers, ingesting, spec
 from tests.services import name
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,6 @@ from tests.conftest import until
 from tests.ingest.upstream import Ingest, body, headers, ingesting, spec
 from tests.services import name
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 async def small(own_broker, tmp_path) -> AsyncIterator[Ingest]:

@@ -15,11 +15,9 @@ from meguri_chassis import bus
 from meguri_chassis.log import LogFull
 from meguri_contracts.events import DataArrived
 from meguri_contracts.topology import LOG, STREAMS
-from tests.conftest import ROOT, Broker, small_disk, until
+from tests.conftest import PATIENCE, ROOT, Broker, small_disk, until
 from tests.ingest.upstream import Ingest, body, headers, ingesting, spec
 from tests.services import name, wire
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +117,7 @@ async def test_a_broker_whose_disk_is_full_says_so_at_once_and_keeps_what_it_too
     await provision(small_broker.url)
     rows = [{"x": "x" * 900_000}]
     taken: list[str] = []
-    async with wire(small_broker) as beside, asyncio.timeout(20):
+    async with wire(small_broker) as beside, asyncio.timeout(PATIENCE):
         with pytest.raises(sdk.LogFull, match="insufficient resources"):
             await publish_for_ever(rows, taken)
         with pytest.raises(LogFull, match="insufficient resources"):

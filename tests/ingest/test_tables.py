@@ -14,6 +14,7 @@ from meguri_contracts.errors import NotFound
 from meguri_contracts.events import Contribution
 from meguri_ingest.digests import chained, content_digest
 from meguri_ingest.tables import Batch, DatasetTable, LostRace, SchemaChanged, StorageTrouble, quarantine, read
+from tests.conftest import PATIENCE
 
 NOW = datetime(2025, 1, 31, 12, 0, 0, 7, tzinfo=UTC)
 
@@ -268,7 +269,7 @@ def test_a_disk_that_takes_no_more_is_temporary_trouble_and_the_table_stays_as_i
     before = DatasetTable(uri).commit("things", [batch("e1", 1)], NOW)
 
     command = [sys.executable, "-B", "-c", FULL, uri]
-    writer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    writer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     assert "File too large" in writer.stdout
     assert DatasetTable(uri).said_since(None) == [before]

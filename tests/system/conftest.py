@@ -14,9 +14,9 @@ import pytest
 
 from meguri.client import Meguri
 from meguri_contracts.topology import PORTS
-from tests.conftest import ROOT, free_port
+from tests.conftest import PATIENCE, ROOT, free_port
 
-STORY_PATIENCE = 240
+STORY_PATIENCE = 400
 """Seconds in which the story must have been played."""
 
 
@@ -69,7 +69,7 @@ def started(env: dict[str, str], printed: Path, option: str, until: str) -> Iter
         yield
     finally:
         running.send_signal(signal.SIGINT)
-        running.wait(60)
+        running.wait(PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,10 @@ from meguri.following import follow
 from meguri.provisioning import provision
 from meguri_contracts.events import BY_KIND
 from meguri_contracts.topology import CONSUMERS, EVENT_PREFIX, LOG, PREDICTION_PREFIX, PREDICTIONS
-from tests.conftest import until
+from tests.conftest import PATIENCE, until
 from tests.system.conftest import environment
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("fuzz")]
 
 EXAMPLES = Path(__file__).parents[1] / "contracts/examples"
 AS_MANY_AS = int(os.environ.get("MEGURI_FUZZ_EXAMPLES", "15"))
@@ -60,7 +60,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
 async def _a_model_serves() -> None:
     loaded = follow("model-loaded", "digits")
     await publish("digits", records=images(0, 910), producer="fuzz")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(2 * PATIENCE):
         await anext(loaded)
 
 
@@ -81,7 +81,7 @@ def _is_answered(case: schemathesis.Case) -> None:
     if "wait" in (case.query or {}):
         # Valid, and nobody wants to wait for it here.
         case.query["wait"] = 0
-    answer = case.call(timeout=30)
+    answer = case.call(timeout=PATIENCE)
     assert answer.status_code < 500, f"{case.as_curl_command()}\n{answer.status_code} {answer.text[:500]}"
     if answer.status_code >= 400 and answer.status_code not in (404, 405):
         assert answer.json()["error"], "every refusal says why"
@@ -134,7 +134,7 @@ def test_a_body_that_is_nearly_right_is_answered(fuzzed, service, path):
         answer = client.post(address(service) + path, content=body)
         assert answer.status_code < 500, f"{body!r}\n{answer.status_code} {answer.text[:500]}"
 
-    with httpx.Client(timeout=30) as client:
+    with httpx.Client(timeout=PATIENCE) as client:
         right = client.post(address(service) + path, json=BODIES[service, path])
         assert right.status_code in (200, 202), right.text
         answered()

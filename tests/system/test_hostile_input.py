@@ -11,10 +11,10 @@ import pytest
 from examples.digits.publish import images
 from meguri.client import Meguri
 from meguri_contracts.topology import DEAD, DEAD_PREFIX
-from tests.conftest import until
+from tests.conftest import PATIENCE, until
 from tests.system.conftest import Laptop
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("story")]
 
 ROW = images(0, 1)[0]
 
@@ -100,7 +100,7 @@ async def test_a_subject_that_is_no_name_ends_as_a_dead_letter_with_the_reason(l
         dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals.>", stream=DEAD)
         await js.publish("meguri.events.data-arrived.Not.A.Name", payload)
         while True:
-            [letter] = await dead.fetch(1, timeout=20)
+            [letter] = await dead.fetch(1, timeout=PATIENCE)
             if letter.data == payload:
                 break
     finally:
@@ -115,9 +115,11 @@ async def test_what_is_as_large_as_the_broker_takes_can_be_set_aside_too(laptop:
     try:
         js = client.jetstream()
         dead = await js.pull_subscribe(f"{DEAD_PREFIX}.ingest-arrivals.>", stream=DEAD)
-        await js.publish("meguri.events.data-arrived.Not.A.Name", mark.ljust(client.max_payload - 100), timeout=20)
+        await js.publish(
+            "meguri.events.data-arrived.Not.A.Name", mark.ljust(client.max_payload - 100), timeout=PATIENCE
+        )
         while True:
-            [letter] = await dead.fetch(1, timeout=20)
+            [letter] = await dead.fetch(1, timeout=PATIENCE)
             if letter.data.startswith(mark):
                 break
     finally:

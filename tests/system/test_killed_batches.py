@@ -13,7 +13,7 @@ from tests.conftest import ROOT, free_port, until
 from tests.inference.conftest import forest  # noqa: F401
 from tests.inference.test_batches import Batching, batching, path  # noqa: F401
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from meguri.client import Meguri
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.system.conftest import Laptop, environment
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("story")]
 
 
 def test_every_step_of_the_story_was_observed(laptop: Laptop):
@@ -90,7 +90,9 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
         taken.bind(("127.0.0.1", int(env["MEGURI_REGISTRY_PORT"])))
         taken.listen()
         command = [sys.executable, "-m", "infra.local.run"]
-        answer = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        answer = subprocess.run(
+            command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
 
     assert answer.returncode == 1
     assert answer.stderr == (
@@ -101,4 +103,6 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
 
 def _meguri(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "meguri", *arguments]
-    return subprocess.run(command, env=os.environ, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command, env=os.environ, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, free_port, until
 from tests.monitoring.sinks import Mailbox, mail_server
 from tests.system.conftest import environment, started
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "sensors"
 PRODUCERS = ("north", "south", "east")

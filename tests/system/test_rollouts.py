@@ -25,7 +25,7 @@ from tests.system.load import Answered, Load
 sys.path.insert(0, str(ROOT / "examples/digits"))
 from publish import images
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "digits-watched"
 RATE = 200.0
@@ -82,17 +82,17 @@ async def test_a_version_is_judged_shadowed_promoted_and_taken_back_without_a_fa
     async with watching(system) as seen:
         # --- a batch with wrong labels makes a version that is rejected
         await learn_from(300, 360, wrong=0.9)
-        await until(lambda: said(seen, 2, "rejected"), "version 2 rejected", within=60)
+        await until(lambda: said(seen, 2, "rejected"), "version 2 rejected")
 
         # --- a clean one makes a version that is asked beside, on a thousand requests at least
         await learn_from(360, 960)
-        await until(lambda: said(seen, 3, "shadow"), "version 3 shadow", within=60)
-        await until(lambda: pairs(seen, PAIRS), f"{PAIRS} pairs", within=60)
+        await until(lambda: said(seen, 3, "shadow"), "version 3 shadow")
+        await until(lambda: pairs(seen, PAIRS), f"{PAIRS} pairs")
         assert {one.version for one in seen.load.answers} == {1}
 
         # --- what the replicas counted is what a recount of the kept predictions finds
         seen.load.pause()
-        recount = await until(lambda: equal_recount(seen), "the recount equal to what was counted", within=30)
+        recount = await until(lambda: equal_recount(seen), "the recount equal to what was counted")
         assert recount["pairs"] >= PAIRS
         seen.load.go_on()
 

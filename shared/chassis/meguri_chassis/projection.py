@@ -145,8 +145,9 @@ class Projection:
     async def run(self, js: Callable[[], JetStreamContext]) -> None:
         """Follow the log for ever."""
         self._reader = Reader(js, LOG, [f"{EVENT_PREFIX}.>"], "projection", before=lambda: self._require_log(js()))
-        await self._move_to((await asyncio.to_thread(self._stands))[0])
+        # Before anybody can see that the tables contain these events.
         self.left_alone = await asyncio.to_thread(self._left_alone)
+        await self._move_to((await asyncio.to_thread(self._stands))[0])
         async for batch in self._reader.after(self._begin):
             await self._apply(batch)
             self._read = batch[-1].metadata.sequence.stream

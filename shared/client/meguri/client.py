@@ -27,6 +27,9 @@ TIMEOUT = 60.0
 ARROW = "application/vnd.apache.arrow.stream"
 LONG = 600.0
 """Seconds to wait for one that takes a look at everything there is."""
+ONCE: dict[str, Any] = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.1}
+"""How a command connects to the broker. Without a limit the client tries the same address for minutes; it tries it twice
+with this one, which is not to take seconds either."""
 
 
 class MeguriClientError(Exception):
@@ -374,9 +377,7 @@ Append = Callable[[type[Event], str, bytes, str], Awaitable[None]]
 @asynccontextmanager
 async def appending(producer: str) -> AsyncIterator[Append]:
     """A function that appends an event to the log by type, key, body and id, and returns once it is on disk. Raises LogFull."""
-    # Without a limit the client tries the same addresses for minutes.
-    once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
-    client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **once)
+    client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **ONCE)
 
     async def append(kind: type[Event], key: str, body: bytes, id: str) -> None:
         headers = {

@@ -21,7 +21,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StorageType, StreamConfig, StreamInfo, SubjectTransform
 from nats.js.errors import NotFoundError
 
-from meguri.client import broker
+from meguri.client import ONCE, broker
 from meguri.provisioning import BrokerAway, gate
 from meguri_contracts.topology import EVENT_PREFIX, STORED
 
@@ -82,9 +82,7 @@ def _says_its_time(headers: Mapping[str, str]) -> bool:
 async def connected() -> AsyncIterator[tuple[Client, JetStreamContext]]:
     """A connection to the broker that does not come back once it is lost. Raises BrokerAway for whatever goes wrong with it."""
     try:
-        # Without a limit the client tries the same addresses for minutes.
-        once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
-        client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **once)
+        client = await nats.connect(broker().split(","), connect_timeout=5, error_cb=_is_raised, **ONCE)
         try:
             yield client, client.jetstream(timeout=TIMEOUT)
         finally:

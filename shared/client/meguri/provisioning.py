@@ -13,6 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
+from meguri.client import ONCE
 from meguri_contracts.topology import CONSUMERS, FULL, LOG, STREAMS, TRAINING_FITS, Consumer, Stream
 
 T = TypeVar("T")
@@ -65,10 +66,8 @@ async def provision(
     """
     fits = replace(TRAINING_FITS, max_ack_pending=fits_in_flight)
     consumers = [fits if consumer == TRAINING_FITS else consumer for consumer in CONSUMERS]
-    # Without a limit the client tries the same addresses for minutes, past all patience.
-    once = {"allow_reconnect": False, "max_reconnect_attempts": 1}
     client = await _patiently(
-        lambda: nats.connect(nats_url.split(","), connect_timeout=2, error_cb=_said_by_patience, **once)
+        lambda: nats.connect(nats_url.split(","), connect_timeout=2, error_cb=_said_by_patience, **ONCE)
     )
     try:
         js = client.jetstream(timeout=10)

@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 from nats.js.errors import APIError, NotFoundError
 
-from meguri.client import MeguriClientError, Unreachable, broker
+from meguri.client import ONCE, MeguriClientError, Unreachable, broker
 from meguri_contracts.topology import CONSUMERS, FULL, MAKE_ROOM, Consumer
 
 PATIENCE = 10.0
@@ -42,7 +42,7 @@ class _Client(Client):  # type: ignore[misc] # nats-py has no types
 async def connected(*, for_ever: bool = False) -> AsyncIterator[JetStreamContext]:
     """A connection to the broker, which is taken up again `for_ever` if asked for. Raises Unreachable, BrokerRefused."""
     client = _Client()
-    tries = {"max_reconnect_attempts": -1} if for_ever else {"allow_reconnect": False, "max_reconnect_attempts": 1}
+    tries = {"max_reconnect_attempts": -1} if for_ever else ONCE
     try:
         await client.connect(broker().split(","), connect_timeout=5, error_cb=_passed_over, **tries)
         try:
