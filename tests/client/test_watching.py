@@ -5,11 +5,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved
 from meguri_monitoring.app import build
 from meguri_monitoring.settings import Settings
 from tests.client.conftest import meguri, reachable
+from tests.conftest import until
+from tests.monitoring.conftest import Monitoring
 from tests.monitoring.episodes_of import TRACE, opening
+from tests.monitoring.test_plans import settled
+from tests.monitoring.test_quality import answer, label, quality
 from tests.services import name
 
 
@@ -96,3 +101,32 @@ async def test_what_cannot_be_reported_is_said_in_a_line(model, tmp_path):
     assert "No such file or directory" in nowhere.error
     assert "'tlh' is not one of en, ja" in language.error
     assert {one.code for one in (unknown, odd, nowhere, language)} == {1}
+
+
+async def test_the_quality_of_each_version_is_shown_with_its_coverage(own, own_broker, tmp_path, monkeypatch):
+    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/monitoring.db", var=tmp_path)
+    async with reachable(build(settings), monkeypatch.setenv) as http:
+        monitoring = Monitoring(http, own, Artifacts(settings.artifacts_url), tmp_path, name("m"))
+        await monitoring.watch()
+        await settled(monitoring, await monitoring.roll_out(1, canary=2, shadow=3))
+        ids = await answer(monitoring, 1, "champion", [7, 7, 8, 7])
+        await answer(monitoring, 3, "shadow", [7, 8, 8, 7], ids=ids)
+        await answer(monitoring, 2, "canary", [7])
+        await label(monitoring, dict.fromkeys(ids[:2], 7) | {"of nobody": 7})
+
+        async def counted() -> bool:
+            found = await quality(monitoring)
+            return [one["labels"] for one in (*found["versions"], *found["shadows"])] == [2, 0, 2]
+
+        await until(counted, "the labels")
+        told = await meguri("quality", monitoring.model)
+        sliced = await meguri("quality", monitoring.model, "--slices")
+        data = await meguri("quality", monitoring.model, "--json")
+    lines = [line.split() for line in told.out.splitlines()]
+
+    assert lines[1][:5] == ["version", "answers", "labels", "coverage", "accuracy"]
+    assert [line[:5] for line in lines[2:4]] == [["1", "4", "2", "50.0%", "1"], ["2", "1", "0", "0.0%"]]
+    assert lines[4][:6] == ["3", "(shadow)", "4", "2", "50.0%", "0.5"]
+    assert told.out.endswith("labels about no answer that is counted here: 1\n")
+    assert ["producer", "camera-a", "4", "2", "50.0%", "1"] in [line.split()[:6] for line in sliced.out.splitlines()]
+    assert data.data["versions"][0]["coverage"] == 0.5

@@ -11,7 +11,9 @@ from meguri_contracts.errors import Conflict
 from meguri_contracts.events import (
     OPENINGS,
     AnomalyDetected,
+    Arm,
     Artifact,
+    Canary,
     Deployed,
     DriftDetected,
     EpisodeResolved,
@@ -22,8 +24,9 @@ from meguri_contracts.events import (
     RolloutChanged,
     Signature,
     Tensor,
+    Trial,
 )
-from meguri_contracts.spec import ModelSpec, Monitor
+from meguri_contracts.spec import CanaryPolicy, ModelSpec, Monitor, TrialPolicy
 from meguri_monitoring.episodes.episodes import (
     CHANGED,
     Look,
@@ -68,12 +71,19 @@ def span(number, rows=300) -> events.Window:
     return events.Window(first=10 * number, last=10 * number + 9, rows=rows)
 
 
-def rollout(version) -> RolloutChanged:
+def rollout(version, *, canary=None, arms=()) -> RolloutChanged:
     file = Artifact(uri="file:///f", digest="0", size=1)
     tensor = Tensor(name="input", datatype="FP32", shape=(-1, 1))
     signature = Signature(features=("spend",), input=tensor, outputs=(tensor,))
-    champion = Deployed(version=version, run="r", onnx=file, profile=file, signature=signature)
-    return RolloutChanged(model="digits", plan=Plan(champion=champion), reason="gate held", actor="gate")
+
+    def deployed(one) -> Deployed:
+        return Deployed(version=one, run="r", onnx=file, profile=file, signature=signature)
+
+    on_trial = Canary(candidate=deployed(canary), weight=0.1, step=0, policy=CanaryPolicy()) if canary else None
+    compared = [Arm(candidate=deployed(arm), weight=0.3) for arm in arms]
+    trial = Trial(arms=compared, policy=TrialPolicy()) if arms else None
+    plan = Plan(champion=deployed(version), canary=on_trial, trial=trial)
+    return RolloutChanged(model="digits", plan=plan, reason="gate held", actor="gate")
 
 
 def story(*steps, rule=RULE, state=SERVING, refused=0):
@@ -341,8 +351,10 @@ def test_of_two_episodes_in_one_window_the_second_cools_down():
 # --- looks ------------------------------------------------------------------------------------------------------------
 
 
-def degraded(place, *, bad=True, now=0.7) -> Look:
-    return Look("performance", 1, "accuracy", str(place), bad, now, 0.9, "shop", 0.8, runs=1, labels=120, coverage=0.4)
+def degraded(place, *, bad=True, now=0.7, version=1) -> Look:
+    return Look(
+        "performance", version, "accuracy", str(place), bad, now, 0.9, "shop", 0.8, runs=1, labels=120, coverage=0.4
+    )
 
 
 def test_a_look_that_is_sure_by_itself_begins_at_once():
@@ -360,6 +372,81 @@ def test_quality_worsens_when_the_loss_has_doubled():
 
     assert kinds(said) == ["performance-degraded", "episode-worsened"]
     assert (said[1].before, said[1].now) == (pytest.approx(0.1), pytest.approx(0.3))
+
+
+# --- versions on trial ------------------------------------------------------------------------------------------------
+
+
+def test_each_version_that_answers_has_an_episode_of_its_own_quality():
+    said, state = story(rollout(1, arms=(2, 3)), degraded(1), degraded(2, version=2), degraded(3, version=4))
+
+    assert [(one.version, one.role) for one in said] == [(1, "champion"), (2, "arm")]
+    assert [(one.version, one.role) for one in state.episodes] == [(1, "champion"), (2, "arm")]
+    back, state = story(degraded(4, version=2, bad=False), state=state)
+    assert [(one.kind(), one.version) for one in back] == [("episode-resolved", 2)]
+    assert [one.version for one in state.episodes] == [1]
+
+
+def test_only_quality_is_watched_of_versions_on_trial():
+    silent = Look("silence", 2, "predictions", "1", True, 60, 10, runs=1)
+
+    assert story(rollout(1, canary=2), silent, rule=Monitor(silence=10))[0] == []
+    assert story(rollout(1, canary=2), moved(1, version=2), moved(2, version=2))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_canary", "of_arm"),
+    [
+        ("ignore", ("ignore", ""), ("ignore", "")),
+        ("notify", ("notify", ""), ("notify", "")),
+        (
+            "retrain",
+            ("rollback", "a canary that becomes worse is taken back"),
+            ("notify", "the A/B test decides by its labels"),
+        ),
+        ("rollback", ("rollback", ""), ("rollback", "")),
+    ],
+)
+def test_a_canary_that_becomes_worse_is_taken_back_and_an_ab_test_goes_on(asked, of_canary, of_arm):
+    rule = Monitor(actions={"performance": asked})
+    (canary,), _ = story(rollout(1, canary=2), degraded(1, version=2), rule=rule)
+    (arm,), _ = story(rollout(1, arms=(2,)), degraded(1, version=2), rule=rule)
+
+    assert (canary.action, canary.action_reason) == of_canary
+    assert (arm.action, arm.action_reason) == of_arm
+    assert (canary.text[:21], arm.text[:21]) == ("version 2, the canary", "version 2, which an A")
+
+
+def test_where_the_champion_became_worse_too_the_canary_is_not_to_blame():
+    said, _ = story(rollout(1, canary=2), degraded(1), degraded(2, version=2))
+
+    assert [one.action for one in said] == ["retrain", "notify"]
+    assert said[1].action_reason == (
+        "the champion became worse too: which of them is better is decided by the labels of both"
+    )
+
+
+def test_a_canary_neither_cools_down_with_the_champion_nor_makes_it_cool_down():
+    rule = Monitor(windows=2, cooldown=3600)
+    retrained = [moved(1), moved(2), quiet(3), quiet(4)]
+    said, _ = story(*retrained, rollout(1, canary=2), degraded(1, version=2), rule=rule)
+    assert [one.action for one in said if isinstance(one, OPENINGS)] == ["retrain", "rollback"]
+
+    said, _ = story(rollout(1, canary=2), degraded(1, version=2), moved(1), moved(2), rule=rule)
+    assert [one.action for one in said] == ["rollback", "retrain"]
+
+
+def test_an_episode_of_a_version_on_trial_ends_with_the_trial_and_not_with_its_next_step():
+    said, state = story(rollout(1, canary=2), degraded(1, version=2), rollout(1, canary=2))
+    assert kinds(said) == ["performance-degraded"]
+
+    (taken_back,), _ = story(rollout(1), state=state)
+    (promoted,), after = story(rollout(2), state=state)
+    assert taken_back.reason == "version 2 no longer answers, version 1 serves"
+    assert promoted.reason == "version 2 is champion now"
+    # As champion it has its own, and what follows is what the spec says of champions.
+    (again,), _ = story(degraded(2, version=2), state=after)
+    assert (again.action, again.role) == ("retrain", "champion")
 
 
 def counted(place, number="persons.mean", *, bad=True, inputs=False) -> Look:

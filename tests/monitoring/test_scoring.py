@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import select
 
 from meguri_chassis.store import Database
-from meguri_contracts.events import EpisodeResolved, Label, LabelsArrived, PerformanceDegraded
+from meguri_contracts.events import Label, LabelsArrived
 from meguri_monitoring.app import MIGRATIONS
 from meguri_monitoring.quality import joining, label_store
 from meguri_monitoring.quality import store as score_store
@@ -20,7 +20,7 @@ from tests.conftest import until
 from tests.monitoring import recount
 from tests.monitoring.conftest import Monitoring, message, values
 from tests.monitoring.test_plans import settled
-from tests.monitoring.test_quality import label, quality
+from tests.monitoring.test_quality import label
 from tests.monitoring.test_replay import at, digest, wipe
 from tests.services import name
 
@@ -362,63 +362,3 @@ def recorded(monitoring: Monitoring, rows: int) -> bool:
         return monitoring.kept().height == rows
     except FileNotFoundError:
         return False
-
-
-# --- worse, and back --------------------------------------------------------------------------------------------------
-
-RULE = {"drop": 0.1, "min_labels": 50}
-
-
-async def test_quality_that_drops_is_said_once_with_who_lost_it_and_again_when_it_is_back(at):
-    async with at() as monitoring, at():
-        await begun(monitoring, performance=RULE, prediction=False)
-        wrong: dict[str, list[str]] = {}
-        for producer, share in (("camera-a", 0.05), ("camera-b", 0.05), ("camera-b", 0.6), ("camera-a", 0.05)):
-            wrong[producer] = await answered(monitoring, 300, producer, share)
-        (degraded,) = await monitoring.said(PerformanceDegraded)
-
-        assert (degraded.version, degraded.metric, degraded.about) == (1, "accuracy", "performance")
-        assert degraded.before == pytest.approx(0.95, abs=0.04)
-        assert degraded.before - degraded.now >= RULE["drop"]
-        assert degraded.labels >= RULE["min_labels"]
-        assert (degraded.producer, degraded.action) == ("camera-b", "retrain")
-        assert degraded.share > 0.9
-        assert set(degraded.samples) <= set(wrong["camera-b"])
-        assert len(degraded.traces) == 1
-        (resolved,) = await monitoring.said(EpisodeResolved)
-        assert (resolved.episode, resolved.about) == (degraded.episode, "performance")
-        assert len(await monitoring.wire.said(PerformanceDegraded, monitoring.model)) == 1
-
-
-async def answered(monitoring: Monitoring, rows: int, producer: str, share: float) -> list[str]:
-    """Predictions and their labels, so many of them wrong; returns the ids of these. Waits until they are scored."""
-    before = (await quality(monitoring))["versions"][0]["labels"]
-    ids = [name("p") for _ in range(rows)]
-    answer = {"label": [7] * rows, "probability": [0.9] * rows}
-    body = message(
-        monitoring.model, values(rows, 1), producer, ids=ids, role="champion", time=datetime.now(UTC), answer=answer
-    )
-    await monitoring.predict(body)
-    wrong = [id_ for id_, draw in zip(ids, np.random.default_rng(rows).random(rows), strict=True) if draw < share]
-    await label(monitoring, {id_: 8 if id_ in wrong else 7 for id_ in ids})
-
-    async def counted() -> bool:
-        return (await quality(monitoring))["versions"][0]["labels"] == before + rows
-
-    await until(counted, "the labels")
-    return wrong
-
-
-async def test_an_open_episode_of_performance_is_known_after_a_restart_and_ends_with_another_version(at):
-    async with at() as monitoring:
-        await begun(monitoring, performance=RULE)
-        await answered(monitoring, 300, "camera-a", 0.02)
-        await answered(monitoring, 200, "camera-a", 0.5)
-        (degraded,) = await monitoring.said(PerformanceDegraded)
-    async with at() as monitoring:
-        await answered(monitoring, 100, "camera-a", 0.5)
-        assert await monitoring.wire.said(EpisodeResolved, monitoring.model) == []
-        await monitoring.roll_out(2)
-        (resolved,) = await monitoring.said(EpisodeResolved)
-        assert (resolved.episode, resolved.reason) == (degraded.episode, "version 2 serves")
-        assert len(await monitoring.wire.said(PerformanceDegraded, monitoring.model)) == 1

@@ -53,7 +53,16 @@ async def test_an_episode_that_asks_for_it_brings_the_champion_before_back(regis
     assert event.reason == (
         "rollback: an episode of performance of version 2 asks for it: 60 % of the answers are right, 90 % were"
     )
-    assert (await registry.get()).json()["champion"] == 1
+    await serves(registry, 1)
+
+
+async def serves(known: Registry, version: int) -> None:
+    """Wait until a version is champion: the tables follow the log a moment later."""
+
+    async def champion() -> bool:
+        return bool((await known.get()).json()["champion"] == version)
+
+    await until(champion, f"version {version} as champion")
 
 
 async def test_a_model_that_an_episode_took_back_is_not_promoted_again_by_itself(known):
@@ -69,6 +78,27 @@ async def test_a_model_that_an_episode_took_back_is_not_promoted_again_by_itself
 
     assert (await until(judged))["verdict"] == "approval requested"
     assert (await known.get()).json()["champion"] == 1
+
+
+async def test_a_canary_that_an_episode_is_about_is_taken_back_once(known):
+    await two_versions(known)
+    await known.trained(0.96)
+    await known.http.post(f"/models/{known.model}/promote", json={"version": 1})
+    await known.http.post(f"/models/{known.model}/canary", json={"version": 2})
+    before = len(await known.wire.heard(RolloutChanged, known.model))
+    await heard(known, await known.wire.say(degraded(known.model, 2, role="canary", action="notify")))
+    await heard(known, await known.wire.say(degraded(known.model, 3, role="canary")))
+    assert len(await known.wire.heard(RolloutChanged, known.model)) == before
+    for _ in range(2):
+        await heard(known, await known.wire.say(degraded(known.model, 2, role="canary")))
+
+    event = (await known.wire.heard(RolloutChanged, known.model))[-1].event
+    assert isinstance(event, RolloutChanged)
+    assert len(await known.wire.heard(RolloutChanged, known.model)) == before + 1
+    assert (event.plan.champion.version, event.plan.canary, event.previous, event.back) == (1, None, 1, False)
+    assert event.reason == (
+        "canary: version 2 is taken back, an episode of performance asks for it: 60 % of the answers are right, 90 % were"
+    )
 
 
 @pytest.mark.parametrize("action", ["ignore", "notify", "retrain"])

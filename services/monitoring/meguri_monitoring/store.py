@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, DateTime, Integer, false, text
 from sqlmodel import Field, Session, SQLModel, col, select
 
-from meguri_chassis.store import BIG, Position
+from meguri_chassis.store import BIG, JournalEntry, Position, utc
 from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import Artifact
 from meguri_contracts.spec import Monitor
@@ -83,6 +83,7 @@ def state(session: Session, model: str) -> State:
         champion=row.state["champion"],
         rollout=row.rollout,
         hops=row.hops,
+        challengers={int(version): role for version, role in row.state.get("challengers", {}).items()},
         episodes=episode_store.open_episodes(session, model),
         reacted=episode_store.reacted(session, model),
     )
@@ -101,10 +102,12 @@ def rule(session: Session, model: str) -> Monitor:
 
 
 def keep(session: Session, state: State, rule: Monitor) -> None:
+    # Without any as releases did that knew of none, so that their rows are right.
+    beside = {"challengers": {str(one): role for one, role in state.challengers.items()}} if state.challengers else {}
     row = ModelRow(
         name=state.model,
         rule=rule.model_dump(),
-        state={"model": state.model, "champion": state.champion, "episode": _for_older_replicas(state)},
+        state={"model": state.model, "champion": state.champion, "episode": _for_older_replicas(state)} | beside,
         rollout=state.rollout,
         hops=state.hops,
     )
@@ -145,6 +148,18 @@ def reference(session: Session, model: str, version: int) -> Artifact | None:
 def plan(session: Session, model: str) -> PlanRow | None:
     """Return who answers the requests of a model; None for one without a champion."""
     return session.get(PlanRow, model)
+
+
+def watched_since(session: Session, model: str, version: int) -> datetime | None:
+    """Return since when a version answers as what it is now: since it is champion, or beside the champion with the others of
+    the plan. None of one that does not answer."""
+    known = plan(session, model)
+    if known is None or version not in known.versions:
+        return None
+    if version != known.champion:
+        return utc(known.since)
+    entry = session.get(JournalEntry, state(session, model).rollout)
+    return utc(entry.time) if entry else None
 
 
 def position(session: Session) -> int | None:

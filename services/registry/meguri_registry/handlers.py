@@ -26,10 +26,13 @@ def watch(observation: RolloutObserved | QualityMeasured, session: Session) -> S
 
 @hears(*OPENINGS)
 def go_back(episode: rollouts.Opening, session: Session) -> Sequence[Event]:
-    """Go back to the champion before, where an episode asks for that; without one there is nothing to do but to tell it."""
+    """Go back to the champion before, where an episode asks for that; without one there is nothing to do but to tell it.
+
+    One about a version that answers beside the champion asks that it be taken back.
+    """
     model = store.model(session, episode.model)
     if not rollouts.is_to_go_back(model, episode):
-        return []
+        return rollouts.take_back(model, episode)
     if not model.past:
         logger.warning("an episode asks %s to go back, but version %d is its first", model.name, episode.version)
         return []

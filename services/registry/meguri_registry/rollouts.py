@@ -48,6 +48,18 @@ def is_to_go_back(model: Model, episode: Opening) -> bool:
     return episode.action == "rollback" and model.champion is not None and model.champion.version == episode.version
 
 
+def take_back(model: Model, episode: Opening) -> list[Event]:
+    """End the canary or the A/B test where an episode of a version in it asks for that; nothing when it has ended."""
+    plan, on_trial = model.plan, isinstance(episode, PerformanceDegraded) and episode.role != "champion"
+    if plan is None or not on_trial or episode.action != "rollback":
+        return []
+    if episode.version not in {one.version for one in plan.challengers}:
+        return []
+    what = "canary" if plan.canary else "A/B test"
+    reason = f"{what}: version {episode.version} is taken back, an episode of {episode.about} asks for it"
+    return [changed(model, crowned(plan, plan.champion), reason=f"{reason}: {episode.text or 'it became worse'}")]
+
+
 def go_back(model: Model, before: Deployed, episode: Opening) -> list[Event]:
     """Make the champion before champion again because of an episode; a canary or an A/B test ends with that."""
     what = episode.text or "it is no longer as it was"

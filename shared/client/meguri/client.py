@@ -187,6 +187,10 @@ class Meguri:
         params = ({"model": model} if model else {}) | ({"open": True} if open_only else {})
         return self._ask("GET", "monitoring", "/episodes", params=params)
 
+    def quality(self, model: str) -> dict[str, Any]:
+        """How good the versions of a model are by the labels that came, and how many of their answers have one."""
+        return self._ask("GET", "monitoring", f"/models/{model}/quality")
+
     def acknowledge(self, episode: str, note: str = "") -> dict[str, Any]:
         """Say that somebody has seen an open episode."""
         path = f"/episodes/{quote(episode, safe='')}/acknowledge"

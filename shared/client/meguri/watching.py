@@ -1,11 +1,11 @@
-"""Commands for who looks after models that are watched: episodes, that somebody has seen one, and reports."""
+"""Commands for who looks after models that are watched: quality, episodes, that somebody has seen one, and reports."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from meguri import show_episodes
+from meguri import show_episodes, show_quality
 from meguri.answering import Json, answer, console, fail, give
 from meguri.client import Meguri, Refused
 
@@ -15,8 +15,18 @@ LANGUAGES = ("en", "ja")
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to an application."""
-    for command in (episodes, ack, report):
+    for command in (quality, episodes, ack, report):
         app.command()(answer(command))
+
+
+def quality(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    slices: Annotated[bool, typer.Option("--slices", help="Also of each producer and slice.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How good each version is by the labels that came, and how many of its answers have one."""
+    with Meguri() as meguri:
+        give(as_json, meguri.quality(model), show_quality.with_slices if slices else show_quality.quality)
 
 
 def episodes(

@@ -697,7 +697,10 @@ class DriftDetected(Event):
 
 
 class PerformanceDegraded(Event):
-    """Predictions of a version are worse than they were, by the labels that arrived. Said by monitoring, once per episode."""
+    """Predictions of a version are worse than they were, by the labels that arrived. Said by monitoring, once per episode.
+
+    About a canary or a part of an A/B test, `rollback` asks that it answer nobody any more; the champion stays.
+    """
 
     model_config = _FINITE
 
@@ -708,6 +711,8 @@ class PerformanceDegraded(Event):
     version: int
     episode: EpisodeId
     about: Literal["performance"] = "performance"
+    role: Role = "champion"
+    """What the version is in the traffic plan; never a shadow."""
     metric: str
     """`accuracy`, or `mae` of a regression."""
     before: float

@@ -1,13 +1,14 @@
-"""Episodes of the champion, one per model and kind: an event when one begins, one when it ends, and in between one only when
-it has become twice as bad or a person has seen it.
+"""Episodes, one per model and kind: an event when one begins, one when it ends, and in between one only when it has become
+twice as bad or a person has seen it.
 
-Windows of versions that answer beside the champion are judged too, but what they saw is a part of its requests: they say
-nothing. `decide`, `decide_look`, `resolve`, `unwatched` and `acknowledge` say what follows, `evolve` is the only place where an
-event changes what is known.
+They are about the champion. Windows of versions that answer beside it are judged too, but what they saw is a part of its
+requests: they say nothing. Only the quality of their answers is their own: of performance each version that answers has an
+episode of its own. `decide`, `decide_look`, `resolve`, `unwatched` and `acknowledge` say what follows, `evolve` is the only
+place where an event changes what is known.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from meguri_contracts.errors import Conflict
@@ -19,6 +20,8 @@ from meguri_contracts.events import (
     EpisodeWorsened,
     Event,
     PerformanceDegraded,
+    Plan,
+    Role,
     RolloutChanged,
 )
 from meguri_contracts.names import derived_id
@@ -48,6 +51,8 @@ class Episode:
     score: float
     """How bad it was when that was last said."""
     acknowledged: bool = False
+    role: Role = "champion"
+    """What the version was when it began."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,26 @@ class State:
     back does not count on from where it was taken out of service. Those of versions beside it belong to it, too."""
     hops: int = 0
     """Reactions that lie between that rollout and what came from outside."""
+    challengers: Mapping[int, Role] = field(default_factory=dict)
+    """Versions that answer beside the champion, and what they are."""
     episodes: tuple[Episode, ...] = ()
     """Those that are open, oldest first."""
     reacted: datetime | None = None
-    """When the last episode was opened that retrained or rolled back."""
+    """When the last episode of a champion was opened that retrained or rolled back."""
 
-    def open(self, about: EpisodeKind, subject: str = "") -> Episode | None:
-        """Return the open episode of a kind; of measures that of the subject."""
-        found = (one for one in self.episodes if one.about == about and (about != "measure" or one.subject == subject))
-        return next(found, None)
+    def role(self, version: int) -> Role | None:
+        """Return what a version is that answers; None of one that does not."""
+        return "champion" if version == self.champion else self.challengers.get(version)
+
+    def open(self, about: EpisodeKind, subject: str = "", version: int | None = None) -> Episode | None:
+        """Return the open episode of a kind; of measures that of the subject, of performance that of the version."""
+        for one in self.episodes:
+            other = (about == "measure" and one.subject != subject) or (
+                about == "performance" and one.version != version
+            )
+            if one.about == about and not other:
+                return one
+        return None
 
 
 def decide(state: State, windows: Sequence[Judged], rule: Monitor, now: datetime, refused: int = 0) -> list[Event]:
@@ -93,16 +109,16 @@ def decide(state: State, windows: Sequence[Judged], rule: Monitor, now: datetime
 
 def decide_look(state: State, seen: Sequence[Look], rule: Monitor, now: datetime) -> list[Event]:
     """Say what the last of the looks at one subject, oldest first, begins, worsens or ends."""
-    if not seen or (last := seen[-1]).moved is None or last.version != state.champion:
+    if not seen or (last := seen[-1]).moved is None or not _is_watched(state, last):
         return []
     needed = last.runs or rule.windows
     running = [one for one in seen if one.moved is not None and one.version == last.version][-needed:]
     if len(running) < needed or not watches(rule, last.about, last.subject):
         return []
-    episode = state.open(last.about, last.subject)
+    episode = state.open(last.about, last.subject, last.version)
     if episode is None:
         return [_begun(state, running, rule, now)] if all(one.moved for one in running) else []
-    if episode.version != state.champion:
+    if episode.version != last.version:
         return []
     if not any(one.moved for one in running):
         return [_ended(state.model, episode, last.back or sentences.back(last.about, needed))]
@@ -112,9 +128,20 @@ def decide_look(state: State, seen: Sequence[Look], rule: Monitor, now: datetime
 
 
 def resolve(state: State, rollout: RolloutChanged) -> list[Event]:
-    """End the episodes of a version that no longer serves."""
-    serves = rollout.plan.champion.version
-    return [_ended(state.model, one, f"version {serves} serves") for one in state.episodes if one.version != serves]
+    """End the episodes of versions that are no longer what they were."""
+    serves, beside = rollout.plan.champion.version, challengers(rollout.plan)
+    roles: dict[int, Role] = {**beside, serves: "champion"}
+    return [
+        _ended(state.model, one, _moved_on(one, serves, roles.get(one.version)))
+        for one in state.episodes
+        if roles.get(one.version) != one.role
+    ]
+
+
+def challengers(plan: Plan) -> dict[int, Role]:
+    """Return what the versions are that answer beside the champion of a plan."""
+    arms: dict[int, Role] = {arm.candidate.version: "arm" for arm in (plan.trial.arms if plan.trial else ())}
+    return arms | ({plan.canary.candidate.version: "canary"} if plan.canary else {})
 
 
 def unwatched(state: State, rule: Monitor) -> list[Event]:
@@ -139,13 +166,15 @@ def acknowledge(state: State, episode: str, actor: str, note: str) -> list[Event
 def evolve(state: State, event: Event, sequence: int = 0, hops: int = 0, time: datetime | None = None) -> State:
     """Return what is known after an event; `sequence`, `hops` and `time` are those of its message."""
     match event:
-        case RolloutChanged(plan=plan) if plan.champion.version == state.champion:
-            return state
         case RolloutChanged(plan=plan):
-            return replace(state, champion=plan.champion.version, rollout=sequence, hops=hops)
+            after = replace(state, challengers=challengers(plan))
+            if plan.champion.version == state.champion:
+                return after
+            return replace(after, champion=plan.champion.version, rollout=sequence, hops=hops)
         case DriftDetected() | PerformanceDegraded() | AnomalyDetected():
-            reacted = time if event.action in REACTIONS else state.reacted
-            return replace(state, episodes=(*state.episodes, opened(event)), reacted=reacted)
+            episode = opened(event)
+            reacted = event.action in REACTIONS and episode.role == "champion"
+            return replace(state, episodes=(*state.episodes, episode), reacted=time if reacted else state.reacted)
         case EpisodeWorsened(episode=id_, now=score):
             return _changed(state, id_, {"score": score})
         case EpisodeAcknowledged(episode=id_):
@@ -167,7 +196,8 @@ def opened(event: Opening) -> Episode:
         case AnomalyDetected():
             subject, producer = event.subject, event.producer
             score = looks.score(event.about, event.value, event.expected)
-    return Episode(event.episode, event.version, event.about, subject, producer, score)
+    role: Role = event.role if isinstance(event, PerformanceDegraded) else "champion"
+    return Episode(event.episode, event.version, event.about, subject, producer, score, role=role)
 
 
 def watches(rule: Monitor, about: EpisodeKind, subject: str = "") -> bool:
@@ -193,8 +223,9 @@ def watched(spec: ModelSpec) -> Monitor:
 
 def _begun(state: State, running: Sequence[Look], rule: Monitor, now: datetime) -> Event:
     last = running[-1]
-    action, reason = _action(state, rule, last.about, now)
-    inputs_moved = _inputs_moved(state, running)
+    action, reason = _action(state, rule, last, now)
+    inputs_moved, role = _inputs_moved(state, running), state.role(last.version)
+    text = sentences.of_version(last.text, last.version, role)
     said = {
         "model": state.model,
         "version": last.version,
@@ -204,7 +235,8 @@ def _begun(state: State, running: Sequence[Look], rule: Monitor, now: datetime) 
         "share": last.share,
         "samples": last.samples,
         "traces": last.traces,
-        "text": sentences.with_inputs(last.text, last.about, inputs_moved),
+        "text": sentences.with_inputs(text, last.about, inputs_moved),
+        "role": role,
         "action": action,
         "action_reason": reason,
     }
@@ -216,8 +248,10 @@ def _reference(state: State, look: Look) -> tuple[str, ...]:
     return () if look.about == "silence" else (str(look.version), str(state.rollout))
 
 
-def _action(state: State, rule: Monitor, about: EpisodeKind, now: datetime) -> tuple[Action, str]:
-    action = rule.action(about)
+def _action(state: State, rule: Monitor, look: Look, now: datetime) -> tuple[Action, str]:
+    action, role = rule.action(look.about), state.role(look.version)
+    if role != "champion" and action in REACTIONS:
+        return _action_beside(state, role, action)
     if action not in REACTIONS or state.reacted is None or not rule.cooldown:
         return action, ""
     until = state.reacted + timedelta(seconds=rule.cooldown)
@@ -225,6 +259,34 @@ def _action(state: State, rule: Monitor, about: EpisodeKind, now: datetime) -> t
         return action, ""
     reason = f"another episode had its reaction a moment ago: until {until:%Y-%m-%d %H:%M:%S} UTC it is only told"
     return "notify", reason
+
+
+def _action_beside(state: State, role: Role | None, action: Action) -> tuple[Action, str]:
+    """What follows where a version on trial is to be reacted to: to train because of one that never was champion helps nobody.
+
+    No cool-down: a canary comes of a reaction, most often.
+    """
+    if state.open("performance", version=state.champion):
+        return "notify", "the champion became worse too: which of them is better is decided by the labels of both"
+    if role == "canary":
+        return "rollback", "" if action == "rollback" else "a canary that becomes worse is taken back"
+    if action == "rollback":
+        return action, ""
+    return "notify", "the A/B test decides by its labels"
+
+
+def _is_watched(state: State, look: Look) -> bool:
+    """Whether episodes are about these answers: all of the champion's, of versions beside it the quality."""
+    return look.version == state.champion or (look.about == "performance" and look.version in state.challengers)
+
+
+def _moved_on(episode: Episode, serves: int, role: Role | None) -> str:
+    """Say why an episode of a version is over that is something else now."""
+    if episode.role == "champion":
+        return f"version {serves} serves"
+    if role is None:
+        return f"version {episode.version} no longer answers, version {serves} serves"
+    return f"version {episode.version} is {'part of an A/B test' if role == 'arm' else role} now"
 
 
 def _inputs_moved(state: State, running: Sequence[Look]) -> bool | None:

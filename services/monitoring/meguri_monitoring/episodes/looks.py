@@ -31,7 +31,7 @@ class Look:
 
     about: EpisodeKind
     version: int
-    """Whose predictions these are: only those of the champion matter."""
+    """Whose predictions these are: only those of the champion matter, but for performance."""
     subject: str
     """The feature, the metric, the column, or `evaluator.number`."""
     place: str

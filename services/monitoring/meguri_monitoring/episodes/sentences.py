@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from meguri_contracts.events import Role
 from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.verdicts.judging import Culprit, Finding
 
+_BESIDE: dict[Role, str] = {"canary": "the canary", "arm": "which an A/B test compares", "shadow": "asked beside"}
 SAID_SHARE = 0.01
 """Least share of what moved that is worth naming a producer for."""
 
@@ -35,6 +37,11 @@ def degraded(metric: str, before: float, now: float, labels: int, culprit: Culpr
     else:
         what = f"{_percent(now)} of the answers are right instead of {_percent(before)}"
     return f"{what}, by the latest {labels} labels{_by(culprit)}"
+
+
+def of_version(text: str, version: int, role: Role | None) -> str:
+    """Begin with which version it is about, where that is not the champion."""
+    return text if role == "champion" else f"version {version}, {_BESIDE[role or 'shadow']}: {text}"
 
 
 def worsened(text: str) -> str:

@@ -122,9 +122,10 @@ def open_episodes(session: Session, model: str) -> tuple[Episode, ...]:
 
 
 def reacted(session: Session, model: str) -> datetime | None:
-    """Return when the last episode of a model began that retrained or rolled back."""
+    """Return when the last episode of a champion of a model began that retrained or rolled back."""
     query = select(func.max(EpisodeRow.opened))
-    query = query.where(EpisodeRow.model == model, col(EpisodeRow.action).in_(episodes.REACTIONS))
+    role = func.coalesce(col(EpisodeRow.detected)["role"].as_string(), "champion")
+    query = query.where(EpisodeRow.model == model, col(EpisodeRow.action).in_(episodes.REACTIONS), role == "champion")
     found = session.exec(query).one()
     return utc(found) if found else None
 
@@ -253,4 +254,5 @@ def _episode(row: EpisodeRow) -> Episode:
         producer=row.producer,
         score=row.score,
         acknowledged=row.acknowledged is not None,
+        role=row.detected.get("role", "champion"),
     )

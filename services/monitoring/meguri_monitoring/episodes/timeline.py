@@ -58,7 +58,7 @@ def _said(event: Event) -> str:
         case DriftDetected() | PerformanceDegraded() | AnomalyDetected():
             what = event.text or f"{_subject(event)} is not as it was"
             reason = f" ({event.action_reason})" if event.action_reason else ""
-            return f"It began: {what}; {_FOLLOWS[event.action]}{reason}"
+            return f"It began: {what}; {_follows(event)}{reason}"
         case EpisodeWorsened():
             return _capital(
                 event.text or f"it has become worse: {event.before:.3g} was said, now it is {event.now:.3g}"
@@ -99,6 +99,12 @@ def _of_a_run(event: Event) -> str:
             return f"Version {event.plan.champion.version} is champion: {event.reason}"
         case _:
             raise TypeError(f"{event.kind()} is no event of an episode")
+
+
+def _follows(event: DriftDetected | PerformanceDegraded | AnomalyDetected) -> str:
+    if isinstance(event, PerformanceDegraded) and event.role != "champion" and event.action == "rollback":
+        return "it is told, and the champion answers everything again"
+    return _FOLLOWS[event.action]
 
 
 def _subject(event: DriftDetected | PerformanceDegraded | AnomalyDetected) -> str:

@@ -139,18 +139,29 @@ def inputs(opening: Opening, language: Language) -> str:
 
 def reaction(opening: Opening, language: Language) -> str:
     """What the system does about it, and why that if it is not what was asked for."""
-    does = say(f"action.{opening.action}", language)
+    if is_beside(opening) and opening.action == "rollback":
+        does = say("action.taken_back", language, version=opening.version)
+    else:
+        does = say(f"action.{opening.action}", language)
     if not opening.action_reason:
         return does
     return sentences(language, does, say("because", language, reason=_clean(opening.action_reason, REASON_LENGTH)))
 
 
+def is_beside(opening: Opening) -> bool:
+    """Whether an episode is about a version that answers beside the champion."""
+    return isinstance(opening, PerformanceDegraded) and opening.role != "champion"
+
+
 def end(opening: Opening, reason: str, champion: int, language: Language) -> tuple[str, str]:
     """Why the episode is over, and what was done about it; `champion` is the version that answers by then."""
     versions = {"before": opening.version, "now": champion}
-    replaced = champion != opening.version
-    over = say("over.replaced" if replaced else "over.quiet", language, **versions)
-    done = say("done.replaced" if replaced else "done.nothing", language, **versions)
+    if is_beside(opening):
+        over, done = say("over.beside", language, **versions), say("done.beside", language, **versions)
+    else:
+        replaced = champion != opening.version
+        over = say("over.replaced" if replaced else "over.quiet", language, **versions)
+        done = say("done.replaced" if replaced else "done.nothing", language, **versions)
     return sentences(language, over, say("said", language, reason=_clean(reason, REASON_LENGTH))), done
 
 

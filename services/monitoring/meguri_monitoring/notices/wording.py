@@ -121,12 +121,20 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "It goes back to the model that answered before.",
         "一つ前のモデルに切り戻します。",
     ),
+    "action.taken_back": (
+        "It ends the trial of version {version}: the main model answers everything again.",
+        "バージョン {version} の試行を中止し、すべて本番モデルで応答します。",
+    ),
     "because": ("({reason})", "（理由：{reason}）"),
     # --- the end
     "over.quiet": ("Things are as before again.", "通常の状態に戻りました。"),
     "over.replaced": (
         "Version {now} has taken the place of version {before}.",
         "バージョン {before} に代わり、バージョン {now} が稼働を開始しました。",
+    ),
+    "over.beside": (
+        "It is over for version {before}, which was on trial.",
+        "試行中のバージョン {before} に関する本件は終了しました。",
     ),
     "said": ("In the log: {reason}.", "記録：{reason}"),
     "done.nothing": (
@@ -137,6 +145,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "The model was changed: version {before} answered then, version {now} answers now.",
         "モデルをバージョン {before} からバージョン {now} に切り替えました。",
     ),
+    "done.beside": ("Version {now} is the main model.", "現在の本番モデルはバージョン {now} です。"),
     # --- messages
     "subject.opened": ("[meguri] {model}: {what}", "【meguri】{model}：{what}を検知しました"),
     "subject.resolved": ("[meguri] {model}: over: {what}", "【meguri】{model}：{what}が解消しました"),

@@ -1,7 +1,7 @@
 """Predictions with their labels: a row for each version that answered, or was asked beside, and sums over these."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -158,16 +158,16 @@ def cells(session: Session, rows: Range, by: str | None = None, centre: float = 
         yield found, Cell(*rest[:4], *(one or 0.0 for one in rest[4:]))
 
 
-def order(session: Session, model: str, version: int, after: int, at_most: int) -> list[ScoredRow]:
-    """Return the next rows that a version answered after a number, in the order of these."""
-    query = select(ScoredRow).where(*_answered(model, version), col(ScoredRow.number) > after)
+def order(session: Session, rows: Range, after: int, at_most: int) -> list[ScoredRow]:
+    """Return the next rows after a number, in the order of these."""
+    query = select(ScoredRow).where(*_within(rows), col(ScoredRow.number) > after)
     return list(session.exec(query.order_by(col(ScoredRow.number)).limit(at_most)))
 
 
-def number_from_end(session: Session, model: str, version: int, rows: int) -> int:
-    """Return a number behind which there are the last `rows` rows that a version answered; 0 when there are fewer."""
-    query = select(ScoredRow.number).where(*_answered(model, version)).order_by(col(ScoredRow.number).desc())
-    return session.exec(query.offset(rows).limit(1)).first() or 0
+def number_from_end(session: Session, rows: Range, last: int) -> int:
+    """Return a number behind which there are the last so many rows; 0 when there are fewer."""
+    query = select(ScoredRow.number).where(*_within(rows)).order_by(col(ScoredRow.number).desc())
+    return session.exec(query.offset(last).limit(1)).first() or 0
 
 
 def is_there(session: Session, model: str, version: int, prediction_id: str, number: int) -> bool:
@@ -175,22 +175,26 @@ def is_there(session: Session, model: str, version: int, prediction_id: str, num
     return row is not None and row.number == number
 
 
-def scores_by_producer(
-    session: Session, model: str, version: int, first: int, last: int
-) -> dict[str, tuple[int, float]]:
-    """Return by producer how many of the rows a version answered are numbered so, and the sum of their scores."""
-    query = select(ScoredRow.producer, func.count(), func.sum(ScoredRow.score)).where(
-        *_answered(model, version), col(ScoredRow.number) >= first, col(ScoredRow.number) <= last
+def is_corrected(session: Session, rows: Range, first: int, last: int, label: int) -> bool:
+    """Whether a row with a number after `first` up to `last` has a label of after a sequence of the log."""
+    query = select(ScoredRow.number).where(
+        *_within(replace(rows, label_after=label)), col(ScoredRow.number) > first, col(ScoredRow.number) <= last
     )
-    return {name: (rows, scores) for name, rows, scores in session.exec(query.group_by(ScoredRow.producer))}
+    return session.exec(query.limit(1)).first() is not None
 
 
-def worst(
-    session: Session, model: str, version: int, producer: str, first: int, last: int, at_most: int
-) -> list[ScoredRow]:
+def scores_by_producer(session: Session, rows: Range, first: int, last: int) -> dict[str, tuple[int, float]]:
+    """Return by producer how many of the rows are numbered so, and the sum of their scores."""
+    query = select(ScoredRow.producer, func.count(), func.sum(ScoredRow.score)).where(
+        *_within(rows), col(ScoredRow.number) >= first, col(ScoredRow.number) <= last
+    )
+    return {name: (count, scores) for name, count, scores in session.exec(query.group_by(ScoredRow.producer))}
+
+
+def worst(session: Session, rows: Range, producer: str, first: int, last: int, at_most: int) -> list[ScoredRow]:
     """Return the rows of a producer with the lowest scores, the latest first."""
     query = select(ScoredRow).where(
-        *_answered(model, version),
+        *_within(rows),
         ScoredRow.producer == producer,
         col(ScoredRow.number) >= first,
         col(ScoredRow.number) <= last,
@@ -202,10 +206,6 @@ def versions(session: Session, model: str) -> set[tuple[int, bool]]:
     """Return the versions that have scored rows, and whether as a shadow."""
     query = select(ScoredRow.version, ScoredRow.shadow).where(ScoredRow.model == model).distinct()
     return {(version, shadow) for version, shadow in session.exec(query)}
-
-
-def _answered(model: str, version: int) -> tuple[Any, ...]:
-    return ScoredRow.model == model, ScoredRow.version == version, col(ScoredRow.shadow).is_(False)
 
 
 def _within(rows: Range) -> list[Any]:
