@@ -165,6 +165,50 @@ async def test_what_the_spec_no_longer_has_watched_is_over(listening):
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("columns", "column"),
+    [
+        ({"x": [1.0] * 3, "y": [1.0] * 3, "z": [2.0] * 3}, "z"),
+        ({"x": [1.0] * 3}, "y"),
+        ({"x": [1.0] * 3, "y": ["high"] * 3}, "y"),
+    ],
+    ids=["came", "went", "changed type"],
+)
+async def test_the_subject_of_an_episode_about_columns_is_the_column_that_came_went_or_changed_type(
+    monitoring, columns, column
+):
+    await monitoring.predict(message(monitoring.model, values(3, 1), **columns))
+    (refused,) = await monitoring.said(AnomalyDetected)
+    assert (refused.about, refused.subject) == ("schema", column)
+    assert f"'{column}'" in refused.text
+
+    async def listed() -> bool:
+        found = (await monitoring.http.get(f"/episodes?model={monitoring.model}")).json()
+        return [(one["about"], one["subject"], one["feature"]) for one in found] == [("schema", column, column)]
+
+    await until(listed, "the episode")
+    page = (await monitoring.http.get(f"/episodes/{refused.episode}/report?format=html")).text
+    assert f"“{column}”" in page
+
+
+async def test_where_a_table_has_the_column_otherwise_that_is_the_subject(monitoring):
+    """Of a version without a reference that can be read, the table alone tells."""
+    model = monitoring.model
+    await monitoring.predict(message(model, values(3, 1), x=[1.0] * 3, y=[1.0] * 3, t=["a"] * 3))
+    await until(lambda: has_rows(monitoring, 3), "the rows")
+    await monitoring.predict(message(model, values(3, 1), x=[1.0] * 3, y=[1.0] * 3))
+
+    (refused,) = await monitoring.said(AnomalyDetected)
+    assert (refused.about, refused.subject) == ("schema", "t")
+
+
+def has_rows(monitoring: Monitoring, rows: int) -> bool:
+    try:
+        return monitoring.kept().height == rows
+    except FileNotFoundError:
+        return False
+
+
 async def test_predictions_that_do_not_fit_are_told_once_until_windows_fit_again(monitoring):
     model = monitoring.model
     odd = [message(model, values(3, seed), x=[1.0] * 3, z=[2.0] * 3) for seed in (1, 2)]

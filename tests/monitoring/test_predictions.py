@@ -162,7 +162,7 @@ def test_many_appends_leave_few_files_and_still_know_what_came(tmp_path, monkeyp
 def test_columns_that_are_not_those_of_the_table_are_refused_and_named(tmp_path):
     append(str(tmp_path), batches(["a"], 1))
 
-    with pytest.raises(Invalid, match="column 'z' is Float64 in predictions and None in their table"):
+    with pytest.raises(Invalid, match="column 'z' is Float64 in predictions and not in their table"):
         append(str(tmp_path), batches(["b"], 2, x=[1.0], y=[1.0], z=[1.0]))
     assert rows_of(tmp_path)["prediction_id"].to_list() == ["a"]
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pyarrow as pa
 
-from meguri_contracts.errors import Malformed
+from meguri_contracts.errors import Invalid, Malformed
 from meguri_contracts.predictions import PredictionsHead
 from meguri_contracts.spec import PREDICTION_DETAILS
 from meguri_monitoring.predictions import messages as prediction_messages
@@ -40,6 +40,14 @@ _TYPES: dict[str, pl.DataType] = {
 }
 DETAIL_TYPES: dict[str, pl.DataType] = {ENTITY: pl.String(), ROLE: pl.String(), LATENCY: pl.Int64()}
 _ABOUT = _TYPES | DETAIL_TYPES
+
+
+class ColumnDiffers(Invalid):
+    """A column of predictions came, went, or is of another type than in training or in the table."""
+
+    def __init__(self, column: str, how: str) -> None:
+        super().__init__(how)
+        self.column = column
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,13 +27,13 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.reader import Reader
 from meguri_chassis.store import Database, locked_position, move_position
 from meguri_chassis.work import WorkQueue
-from meguri_contracts.errors import Invalid, Malformed, MeguriError, PermanentError
+from meguri_contracts.errors import Malformed, MeguriError, PermanentError
 from meguri_contracts.names import is_name
 from meguri_contracts.topology import WINDOW_PREFIX
 from meguri_monitoring import store
 from meguri_monitoring.episodes import store as episode_store
 from meguri_monitoring.predictions import predictions, tables
-from meguri_monitoring.predictions.predictions import ROLE, SHADOW, Batch
+from meguri_monitoring.predictions.predictions import ROLE, SHADOW, Batch, ColumnDiffers
 from meguri_monitoring.predictions.recent import Recent
 from meguri_monitoring.predictions.writing import Writer
 from meguri_monitoring.windows import store as window_store
@@ -270,42 +270,42 @@ class Recorder:
 
     async def _that_fit(self, batches: Sequence[Batch], messages: Sequence[Msg]) -> list[Batch]:
         """Return the batches with the columns of their version's reference; the others are set aside."""
-        odd: dict[Batch, Invalid] = {}
+        odd: dict[Batch, ColumnDiffers] = {}
         for batch in batches:
             if reference := await self._references.of(batch.model, batch.version):
                 try:
                     require_fitting(reference, batch.frame)
-                except Invalid as error:
+                except ColumnDiffers as error:
                     odd[batch] = error
         await self._refuse(odd, messages)
         return [batch for batch in batches if batch not in odd]
 
-    async def _refuse(self, odd: Mapping[Batch, Invalid], messages: Sequence[Msg]) -> None:
+    async def _refuse(self, odd: Mapping[Batch, ColumnDiffers], messages: Sequence[Msg]) -> None:
         by_sequence = {message.metadata.sequence.stream: message for message in messages}
         for batch, error in odd.items():
             await self._hooks.refused(
                 batch.model,
                 batch.version,
-                column="",
+                column=error.column,
                 reason=str(error),
                 sequence=batch.sequence,
                 rows=batch.frame.height,
             )
             await self._dead_letters.park(NAME, Undeliverable.of(by_sequence[batch.sequence]), error)
 
-    def _keep(self, batches: Sequence[Batch]) -> dict[int, Invalid]:
+    def _keep(self, batches: Sequence[Batch]) -> dict[int, ColumnDiffers]:
         """Add the batches to the tables of their versions; return by sequence why some do not fit."""
-        refused: dict[int, Invalid] = {}
+        refused: dict[int, ColumnDiffers] = {}
         for model, version, together in _by_version(batches):
             uri = tables.table_uri(self._data_url, model, version)
             try:
                 self._writer.append(uri, together)
-            except Invalid:
+            except ColumnDiffers:
                 # Nothing was written: each by itself, so that an odd one stops no other.
                 for batch in together:
                     try:
                         self._writer.append(uri, [batch])
-                    except Invalid as error:
+                    except ColumnDiffers as error:
                         refused[batch.sequence] = error
         return refused
 

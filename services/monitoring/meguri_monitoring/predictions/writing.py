@@ -11,8 +11,8 @@ import polars as pl
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
-from meguri_contracts.errors import Invalid, TemporaryError
-from meguri_monitoring.predictions.predictions import DETAIL_TYPES, ENTITY, ROLE, SEQUENCE, Batch
+from meguri_contracts.errors import TemporaryError
+from meguri_monitoring.predictions.predictions import DETAIL_TYPES, ENTITY, ROLE, SEQUENCE, Batch, ColumnDiffers
 from meguri_monitoring.predictions.tables import WRITER
 
 COMPACT_EVERY = 100
@@ -65,7 +65,7 @@ class Writer:
         Batches up to the last sequence that the table has are skipped, so a message that comes again changes nothing; one
         that comes late would be taken for a repeat. The table is made when there is none, gets the columns of
         `PREDICTION_DETAILS` when it is of before them, and is compacted now and then.
-        Raises Invalid when the columns are not those of the table, TableBusy when another writer was faster.
+        Raises ColumnDiffers when the columns are not those of the table, TableBusy when another writer was faster.
         """
         if not batches:
             return 0
@@ -163,15 +163,16 @@ def _open(table_uri: str, like: pl.DataFrame) -> DeltaTable:
 
 
 def _fitted(frame: pl.DataFrame, columns: dict[str, pl.DataType]) -> pl.DataFrame:
-    """Return the rows in the columns of a table. Raises Invalid where it would have to cut or guess: it does without a word."""
+    """Return the rows in the columns of a table. Raises ColumnDiffers where it would have to cut or guess without a word."""
     frame = frame.with_columns(
         pl.col(name).cast(kind)
         for name, kind in columns.items()
         if name in frame.columns and _is_safe(frame[name], kind)
     )
     if different := sorted(dict(set(frame.schema.items()) ^ set(columns.items()))):
-        ours, theirs = frame.schema.get(different[0]), columns.get(different[0])
-        raise Invalid(f"column {different[0]!r} is {ours} in predictions and {theirs} in their table")
+        ours, theirs = (columns.get(different[0]) or "not" for columns in (frame.schema, columns))
+        how = f"column {different[0]!r} is {ours} in predictions and {theirs} in their table"
+        raise ColumnDiffers(different[0], how)
     return frame.select(list(columns))
 
 

@@ -16,8 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from meguri_chassis.profiles import CategoricalProfile, NumericProfile, Profile
-from meguri_contracts.errors import Invalid, Malformed
-from meguri_monitoring.predictions.predictions import parts_of
+from meguri_contracts.errors import Malformed
+from meguri_monitoring.predictions.predictions import ColumnDiffers, parts_of
 
 SAMPLES = 5
 """Predictions kept per producer to look at: the latest."""
@@ -43,7 +43,7 @@ class Share:
 def profile(reference: Profile, frame: pl.DataFrame) -> Profile:
     """Return the profile of rows of predictions, in the bins and categories of the reference of their version.
 
-    Raises Invalid when a column of the reference is not among theirs, or is no number there.
+    Raises ColumnDiffers when a column of the reference is not among theirs, or is no number there.
     """
     counted = reference.like()
     _count([counted], [slice(0, frame.height)], frame)
@@ -53,7 +53,7 @@ def profile(reference: Profile, frame: pl.DataFrame) -> Profile:
 def by_producer(reference: Profile, frame: pl.DataFrame) -> dict[str, Share]:
     """Return what each producer has in rows of predictions, in the order in which they come.
 
-    At most `MAX_PRODUCERS` are told apart. Raises Invalid like `profile`.
+    At most `MAX_PRODUCERS` are told apart. Raises ColumnDiffers like `profile`.
     """
     senders = _told_apart(frame["producer"])
     order = np.concatenate([*senders.values(), np.empty(0, np.int64)])
@@ -122,11 +122,11 @@ def shares_from_bytes(data: bytes) -> dict[str, Share]:
 
 
 def require_fitting(reference: Profile, frame: pl.DataFrame) -> None:
-    """Raise Invalid when rows of predictions do not have the features of their reference, or others that are numbers."""
+    """Raise ColumnDiffers when rows of predictions have not the features of their reference, or others that are numbers."""
     profile(reference, frame.clear())
     features, _ = parts_of(frame.columns)
     if odd := [name for name in features if name not in reference.inputs and frame.schema[name].is_numeric()]:
-        raise Invalid(f"the predictions have a column {odd[0]!r}, which is no feature of their reference")
+        raise ColumnDiffers(odd[0], f"the predictions have a column {odd[0]!r}, which is no feature of their reference")
 
 
 def _joined(before: Share, after: Share) -> Share:
@@ -173,7 +173,7 @@ def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> NDArray[np.float32]:
         if column.dtype == pl.Boolean:
             column = column.cast(pl.Float64)
         if not column.dtype.is_numeric():
-            raise Invalid(f"{name!r} is {column.dtype} in the predictions and a number in their reference")
+            raise ColumnDiffers(name, f"{name!r} is {column.dtype} in the predictions and a number in their reference")
         columns.append(column.to_numpy())
     with np.errstate(over="ignore"):
         return np.array(columns, dtype=np.float32).reshape(len(names), frame.height)
@@ -187,7 +187,7 @@ def _texts(frame: pl.DataFrame, name: str, order: Order | None) -> pl.Series:
 def _column(frame: pl.DataFrame, name: str) -> pl.Series:
     column = frame.get_column(name, default=None)
     if column is None:
-        raise Invalid(f"the predictions have no column {name!r}, which their reference has")
+        raise ColumnDiffers(name, f"the predictions have no column {name!r}, which their reference has")
     return column
 
 
