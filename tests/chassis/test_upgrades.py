@@ -111,6 +111,20 @@ async def test_a_replay_after_the_upgrade_applies_what_was_left_alone(own, datab
         assert new.projection.left_alone == set()
 
 
+async def test_a_replay_says_what_a_release_of_before_did_not_keep(own, database_url):
+    async with toy(database_url, own.js, hears=[ModelRegistered]) as old:
+        await request(own, "m")
+        await old.projection.reached(await request(own, "m"))
+
+    async with toy(database_url, own.js) as new:
+        await new.projection.reached(await request(own, "m"))
+        for keep, missing in ((False, {"training-requested": 2}), (True, {"training-requested": 2}), (False, {})):
+            async for step in new.projection.rebuild(lambda: own.js, keep=keep):
+                last = step
+            assert last.not_kept == missing
+        assert new.tally("m").applied == 3
+
+
 async def test_operators_see_what_was_left_alone_also_after_a_restart(own, own_broker, database_url, tmp_path):
     settings = Settings(nats_url=own_broker.url, database_url=database_url, var=tmp_path)
     last = await own.publish("model-trained", "m", b"{}", {"ce-type": "meguri.model-trained.v2", "ce-id": "1"})

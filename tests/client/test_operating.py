@@ -35,11 +35,12 @@ async def train(own: Wire, registry: httpx.AsyncClient, model: str, run: str, ac
     await until(judged, "the verdict")
 
 
-def spoil(tmp_path: Path) -> None:
+def spoil(tmp_path: Path, *statements: str) -> None:
     """Change a table by hand, as nobody should."""
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/registry.db")
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE registry_spec SET actor = 'somebody else'")
+        for statement in statements or ("UPDATE registry_spec SET actor = 'somebody else'",):
+            connection.exec_driver_sql(statement)
     engine.dispose()
 
 
@@ -131,6 +132,19 @@ async def test_a_replay_of_tables_that_are_right_changes_nothing(own, registry):
     assert (await registry.get("/log/digest")).json() == before
 
 
+async def test_a_check_says_what_an_older_release_did_not_keep(own, registry, tmp_path):
+    await apply(registry, "m")
+    spoil(tmp_path, "DELETE FROM log_journal WHERE kind = 'spec-applied'", "DELETE FROM registry_spec")
+    checked = await meguri("replay", "registry", "--check")
+
+    assert checked.code == 1
+    assert "made by an older release, which did not keep 1 spec-applied: nothing is lost" in " ".join(
+        checked.out.split()
+    )
+    assert (await meguri("replay", "registry")).code == 0
+    assert (await meguri("replay", "registry", "--check")).code == 0
+
+
 async def test_a_check_finds_what_was_spoilt_and_a_replay_puts_it_right(own, registry, tmp_path):
     await apply(registry, "m")
     right = (await registry.get("/log/digest")).json()["digest"]
@@ -141,6 +155,7 @@ async def test_a_check_finds_what_was_spoilt_and_a_replay_puts_it_right(own, reg
 
     assert checked.code == 1
     assert "not what the log says: registry_spec; `meguri replay registry` puts it right" in checked.out
+    assert "of an upgraded service that is to be expected once" in " ".join(checked.out.split())
     assert spoilt != right
     assert done.code == 0
     assert "put right: registry_spec" in done.out

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
-from sqlalchemy import bindparam, delete, insert
+from sqlalchemy import bindparam, delete, func, insert
 from sqlmodel import Session, SQLModel, col, select
 
 from meguri_chassis import telemetry
@@ -90,6 +90,8 @@ class Rebuilding:
     until: int
     before: Digest
     after: Digest = field(default_factory=Digest)
+    not_kept: Mapping[str, int] = field(default_factory=dict)
+    """By kind, how many events are in the journal now that were not: releases of before did not hear them."""
 
     @property
     def done(self) -> bool:
@@ -187,30 +189,31 @@ class Projection:
             session, hand = self._database.session(), ThreadPoolExecutor(1)
             step = partial(asyncio.get_running_loop().run_in_executor, hand)
             try:
-                stands, before = await step(self._emptied, session)
+                stands, before, kept = await step(self._emptied, session)
                 end = stands if until is None else until
                 await self._require_whole_log(js(), stands, end)
                 yield Rebuilding(0, end, before)
                 async for position in self._replayed(js, partial(step, self._apply_all, session), end):
                     yield Rebuilding(position, end, before)
-                after = await step(digest, session, self._tables)
+                after, now = await step(digest, session, self._tables), await step(_kinds, session)
                 if keep:
                     await step(_commit, session)
                     self.left_alone = await asyncio.to_thread(self._left_alone)
-                yield Rebuilding(end, end, before, after)
+                more = {kind: count - kept.get(kind, 0) for kind, count in now.items() if count > kept.get(kind, 0)}
+                yield Rebuilding(end, end, before, after, more)
             finally:
                 # Behind the step that a cancellation leaves going on in its thread, and however often it is cancelled.
                 closing = step(session.close)
                 hand.shutdown(wait=False)
                 await asyncio.shield(closing)
 
-    def _emptied(self, session: Session) -> tuple[int, Digest]:
+    def _emptied(self, session: Session) -> tuple[int, Digest, dict[str, int]]:
         self._database.begin_writing(session)
         position = locked_position(session, NAME)
-        before = digest(session, self._tables)
+        before, kept = digest(session, self._tables), _kinds(session)
         for table in self._tables:
             session.connection().execute(delete(table))
-        return position, before
+        return position, before, kept
 
     async def _replayed(
         self, js: Callable[[], JetStreamContext], apply: Callable[[Sequence[Message]], Awaitable[None]], end: int
@@ -392,6 +395,12 @@ async def _holds(js: JetStreamContext, entry: JournalEntry) -> bool:
 def _commit(session: Session) -> None:
     count_rebuild(session.connection(), NAME)
     session.commit()
+
+
+def _kinds(session: Session) -> dict[str, int]:
+    """Return how many events of each kind the journal has."""
+    counted = select(JournalEntry.kind, func.count()).group_by(JournalEntry.kind)
+    return dict(session.exec(counted).all())
 
 
 def _may_be_applied(message: Message) -> bool:

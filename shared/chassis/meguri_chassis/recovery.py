@@ -95,6 +95,7 @@ def _step(step: Rebuilding) -> str:
     if step.done:
         data |= {"before": step.before.whole, "after": step.after.whole, "tables": step.after}
         data["differ"] = sorted(table for table in step.after if step.after[table] != step.before.get(table))
+        data["not_kept"] = step.not_kept
     return json.dumps(data) + "\n"
 
 

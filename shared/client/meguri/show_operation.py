@@ -83,6 +83,18 @@ def replayed(out: Console, done: dict[str, Any]) -> None:
         out.print(f"[yellow]put right:[/] {differ}")
     else:
         out.print(f"[red]not what the log says:[/] {differ}; `meguri replay {done['service']}` puts it right")
+        _of_before(out, done.get("not_kept", {}))
+
+
+def _of_before(out: Console, not_kept: dict[str, int]) -> None:
+    """Say that nothing is broken where an older release, or one beside, kept less than this one would have."""
+    if not_kept:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(not_kept.items()))
+        out.print(f"made by an older release, which did not keep {kinds}: nothing is lost, they come from the log")
+    else:
+        out.print(
+            "of an upgraded service that is to be expected once: an older release may have kept the same otherwise"
+        )
 
 
 def past_digest(out: Console, done: dict[str, Any]) -> None:
