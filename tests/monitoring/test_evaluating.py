@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from meguri_chassis.artifacts import Artifacts
-from meguri_contracts.events import AnomalyDetected, MeasuresRefilled
+from meguri_contracts.events import AnomalyDetected, EpisodeResolved, MeasuresRefilled
 from meguri_contracts.spec import ModelSpec
 from meguri_monitoring.evaluators import measure_tables
 from meguri_monitoring.predictions.writing import TableBusy
@@ -24,6 +24,7 @@ from tests.monitoring.test_killed import Replica
 from tests.services import name, wire
 
 PLUGIN = """
+import os
 from pathlib import Path
 
 import polars as pl
@@ -33,6 +34,10 @@ HERE = Path(__file__).parent
 def evaluate(predictions):
     if (HERE / "broken").exists():
         raise ZeroDivisionError("nothing to divide by")
+    while (HERE / "stuck").exists():
+        pass
+    if (HERE / "odd").exists() and (predictions["x"] == 13).any():
+        os._exit(3)
     key = pl.col("prediction_id").str.replace(r":\\d+$", "").alias("key")
     first = [pl.col("time").first(), pl.col("producer").first(), pl.col("x").round().first().alias("size")]
     return predictions.group_by(key, maintain_order=True).agg(*first, pl.len().alias("rows"))
@@ -240,12 +245,17 @@ def test_of_two_replicas_that_began_at_the_same_place_the_later_writes_nothing(t
     assert sorted(pl.read_delta(uri)["key"]) == ["a", "b"]
 
 
-async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_broker, tmp_path, plugin, capsys):
+def install_other(plugin: Path) -> None:
+    """Install an evaluator `other`, which does what `sizes` does as long as that works."""
     about = plugin / "other-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[meguri.evaluators]\nother = other_plugin:evaluate\n")
-    (plugin / "other_plugin.py").write_text(PLUGIN.replace('"broken"', '"never"'))
+    (plugin / "other_plugin.py").write_text(PLUGIN.replace('"broken"', '"never"').replace('"stuck"', '"never"'))
+
+
+async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_broker, tmp_path, plugin, capsys):
+    install_other(plugin)
     (plugin / "broken").touch()
     async with evaluating(own_broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
         id_, body = request(monitoring)
@@ -259,6 +269,55 @@ async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_br
         (plugin / "broken").unlink()
         assert await evaluated(monitoring, 1) == [id_]
         await until(lambda: not_warned(monitoring), "the warning gone")
+
+
+@pytest.mark.timeout(300)
+async def test_an_evaluator_that_never_comes_back_stops_no_other_and_goes_on_once_it_is_put_right(
+    own_broker, tmp_path, plugin, monkeypatch
+):
+    monkeypatch.setenv("MEGURI_MONITORING_EVALUATOR_SECONDS", "5")
+    install_other(plugin)
+    (plugin / "stuck").touch()
+    async with evaluating(own_broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
+        id_, body = request(monitoring)
+        await monitoring.predict(body)
+
+        await until(lambda: table(monitoring, "other").height == 1, "the other's row", within=60)
+        assert "took longer than 5 s" in await until(lambda: warned(monitoring, "sizes"), "a warning", within=60)
+        (opened,) = await monitoring.said(AnomalyDetected)
+        assert (opened.about, opened.subject, opened.value, opened.action) == ("evaluator", "sizes", 0, "notify")
+        assert "sizes does not work: it took longer than 5 s" in opened.text
+        (plugin / "stuck").unlink()
+        assert await evaluated(monitoring, 1) == [id_]
+        (ended,) = await monitoring.said(EpisodeResolved)
+        assert ended.episode == opened.episode
+        await until(lambda: not_warned(monitoring), "the warning gone")
+
+
+@pytest.mark.timeout(300)
+async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_and_a_replay_takes_it_in(
+    own_broker, tmp_path, plugin
+):
+    (plugin / "odd").touch()
+    async with evaluating(own_broker, tmp_path) as monitoring:
+        (first, one), (bad, two), (last, three) = (request(monitoring, size=size) for size in (1, 13, 2))
+        await monitoring.predict(one, two, three)
+
+        (opened,) = await monitoring.said(AnomalyDetected)
+        assert table(monitoring)["key"].to_list() == [first, last]
+        assert (opened.about, opened.value, opened.samples) == ("evaluator", 1, (bad,))
+        assert f"such as {bad}: its process died" in opened.text
+        assert f"`meguri evaluate {monitoring.model} sizes`" in opened.text
+        await until(lambda: not_warned(monitoring), "the warning gone")
+
+        too_early = await replay(monitoring)
+        (plugin / "odd").unlink()
+        refilled = await replay(monitoring)
+
+        assert (too_early["rows"], too_early["written"]) == (2, 0)
+        assert (refilled["rows"], refilled["written"]) == (3, 1)
+        (ended,) = await monitoring.said(EpisodeResolved)
+        assert ended.episode == opened.episode
 
 
 async def test_an_unknown_evaluator_is_a_warning_that_names_those_that_are_installed(own_broker, tmp_path, plugin):

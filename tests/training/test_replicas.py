@@ -10,6 +10,7 @@ from nats.js.api import StreamConfig
 
 from meguri.provisioning import provision
 from meguri_chassis.artifacts import Artifacts
+from meguri_chassis.processes import Home
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
@@ -20,7 +21,7 @@ from meguri_training.app import MIGRATIONS, build
 from meguri_training.fitting import Fitted, Job
 from meguri_training.handlers import Fitter
 from meguri_training.settings import Settings
-from meguri_training.workers import Home, WorkerDied, Workers
+from meguri_training.workers import WorkerDied, Workers
 from tests.conftest import Broker, until
 from tests.services import Wire, name, running, wire
 from tests.training.flowers import FLOWERS, Fit, Training, fits, slow, spec

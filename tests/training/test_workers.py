@@ -12,9 +12,10 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from sklearn.datasets import load_iris
 
+from meguri_chassis.processes import Home
 from meguri_contracts.spec import ModelSpec
 from meguri_training.fitting import CannotFit, Job
-from meguri_training.workers import Home, WorkerDied, Workers
+from meguri_training.workers import WorkerDied, Workers
 from tests.conftest import until
 
 IRIS, SPECIES = load_iris(return_X_y=True)
@@ -106,7 +107,8 @@ async def test_the_worker_ends_when_its_service_is_killed(tmp_path):
     service = f"""
         import asyncio, multiprocessing
         from pathlib import Path
-        from meguri_training.workers import Home, Workers
+        from meguri_chassis.processes import Home
+        from meguri_training.workers import Workers
 
         async def main():
             async with Workers(Home("training", "replica-1", Path({str(tmp_path)!r}), "INFO")).open():

@@ -10,6 +10,7 @@ from nats.js.errors import NotFoundError
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import Hearing
+from meguri_chassis.processes import Home
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
@@ -26,6 +27,8 @@ from meguri_monitoring import api, handlers, projection
 from meguri_monitoring.episodes.concluding import Concluder
 from meguri_monitoring.evaluators import api as evaluator_api
 from meguri_monitoring.evaluators.evaluating import Evaluators
+from meguri_monitoring.evaluators.following import Follower
+from meguri_monitoring.evaluators.running import PlugIns
 from meguri_monitoring.notices.notifying import Notifier
 from meguri_monitoring.predictions.recent import Recent
 from meguri_monitoring.predictions.recording import NAME, Hooks, Recorder
@@ -72,9 +75,9 @@ def build(settings: Settings | None = None) -> Service:
         measurer=Measurer(database, decider),
         performance=Performance(database, decider, settings.data_url),
     )
-    evaluators = Evaluators(
-        log=service.log, database=database, projection=tables, decider=decider, data_url=settings.data_url
-    )
+    plug_ins = PlugIns(Home.of(settings), seconds=settings.evaluator_seconds, memory=settings.evaluator_memory)
+    follower = Follower(database, plug_ins, settings.data_url)
+    evaluators = Evaluators(log=service.log, database=database, projection=tables, decider=decider, follower=follower)
 
     def kept(models: Collection[str]) -> None:
         """Predictions of these came into the tables."""
@@ -115,6 +118,7 @@ def build(settings: Settings | None = None) -> Service:
         judged=concluder.look,
     )
     notifier = Notifier(log=service.log, database=database, projection=tables, decider=decider, settings=settings)
+    service.during(plug_ins.open)
     service.follow(reader, recorder.run)
     service.once_connected(counter.run)
     service.once_connected(Sweeper(queue, database).run)

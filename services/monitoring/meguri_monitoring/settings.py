@@ -15,3 +15,7 @@ class Settings(ServiceSettings):
     """Where readers of a message find the report of an `{episode}`."""
     trace_url: str = ""
     """Where they find a `{trace}`, such as http://jaeger:16686/trace/{trace}; without one a command is named."""
+    evaluator_seconds: float = Field(default=60, gt=0)
+    """What an evaluator may take for what it is given at once; then it is ended, and tried with less."""
+    evaluator_memory: int = Field(default=2 * 1024**3, ge=256 * 1024**2)
+    """Bytes that the process of an evaluator may use. Each replica has one for each evaluator."""

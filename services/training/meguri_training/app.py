@@ -5,13 +5,14 @@ from pathlib import Path
 from meguri_chassis.artifacts import Artifacts
 from meguri_chassis.bus import Hearing
 from meguri_chassis.deciding import Decider
+from meguri_chassis.processes import Home
 from meguri_chassis.projection import Projection
 from meguri_chassis.service import Service
 from meguri_chassis.store import Database
 from meguri_contracts.topology import TRAINING_FITS, TRAINING_TRIGGERS
 from meguri_training import api, handlers, projection, store
 from meguri_training.settings import Settings
-from meguri_training.workers import Home, Workers
+from meguri_training.workers import Workers
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -20,7 +21,7 @@ def build(settings: Settings | None = None) -> Service:
     settings = settings or Settings()
     database = Database(settings.database_url, MIGRATIONS)
     tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
-    workers = Workers(Home(settings.service, settings.replica, settings.var, settings.log_level))
+    workers = Workers(Home.of(settings))
     service = Service(settings, description=__doc__ or "", database=database, projection=tables)
     decider = Decider(service.log, database, tables)
     fitter = handlers.Fitter(

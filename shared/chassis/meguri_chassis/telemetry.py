@@ -225,6 +225,16 @@ def continued(name: str, carrier: Mapping[str, str], attributes: Mapping[str, An
             provider.force_flush()
 
 
+@contextmanager
+def within(carrier: Mapping[str, str]) -> Iterator[None]:
+    """In another process: be where the `carrier` was handed over, so that what is logged there carries its trace."""
+    token = context.attach(propagate.extract(carrier, Context()))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
 def current_trace_id() -> str:
     """Trace id in hex of where we are; empty outside of any trace."""
     span = trace.get_current_span().get_span_context()

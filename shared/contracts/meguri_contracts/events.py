@@ -748,11 +748,12 @@ class AnomalyDetected(Event):
     model: ModelName
     version: int
     episode: EpisodeId
-    about: Literal["schema", "volume", "silence", "measure"]
+    about: Literal["schema", "volume", "silence", "measure", "evaluator"]
     subject: str
-    """The column, the producer, or `evaluator.number` of a measure."""
+    """The column, the producer, `evaluator.number` of a measure, or the evaluator that fails."""
     value: float
-    """What was seen: requests a second, seconds without one, rows refused, or the distance of a measure from its reference."""
+    """What was seen: requests a second, seconds without one, rows refused, the distance of a measure from its reference, or
+    the requests that an evaluator cannot do; 0 when it does not work at all."""
     expected: float
     """What it is held against, in the same unit."""
     producer: str = ""

@@ -25,7 +25,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_COLUMNS = 10_000
 Task = Literal["classification", "regression", "outliers"]
 EpisodeKind = Literal[
-    "drift", "prediction", "missing", "categories", "schema", "volume", "silence", "performance", "measure"
+    "drift", "prediction", "missing", "categories", "schema", "volume", "silence", "performance", "measure", "evaluator"
 ]
 """What an episode is about: the inputs' or the answers' distribution, the share of missing values, categories never seen in
 training, columns that do not fit, more or fewer requests than before, none at all, quality on labels, a business number."""

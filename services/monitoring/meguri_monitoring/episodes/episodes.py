@@ -78,9 +78,9 @@ class State:
         return "champion" if version == self.champion else self.challengers.get(version)
 
     def open(self, about: EpisodeKind, subject: str = "", version: int | None = None) -> Episode | None:
-        """Return the open episode of a kind; of measures that of the subject, of performance that of the version."""
+        """Return the open episode of a kind; of measures and evaluators the subject's, of performance the version's."""
         for one in self.episodes:
-            other = (about == "measure" and one.subject != subject) or (
+            other = (about in ("measure", "evaluator") and one.subject != subject) or (
                 about == "performance" and one.version != version
             )
             if one.about == about and not other:
@@ -201,7 +201,7 @@ def opened(event: Opening) -> Episode:
 
 
 def watches(rule: Monitor, about: EpisodeKind, subject: str = "") -> bool:
-    """Whether a rule has episodes of a kind; of measures those about a subject."""
+    """Whether a rule has episodes of a kind; of measures and evaluators those about a subject."""
     match about:
         case "prediction":
             return rule.prediction
@@ -209,6 +209,8 @@ def watches(rule: Monitor, about: EpisodeKind, subject: str = "") -> bool:
             return getattr(rule, about) is not None
         case "measure":
             return any(f"{one.evaluator}.{number}" == subject for one in rule.evaluators for number in one.numbers)
+        case "evaluator":
+            return any(one.evaluator == subject for one in rule.evaluators)
         case _:
             return True
 

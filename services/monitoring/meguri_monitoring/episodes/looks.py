@@ -33,7 +33,7 @@ class Look:
     version: int
     """Whose predictions these are: only those of the champion matter, but for performance."""
     subject: str
-    """The feature, the metric, the column, or `evaluator.number`."""
+    """The feature, the metric, the column, the evaluator, or `evaluator.number`."""
     place: str
     """Tells apart looks at the same subject; the same whenever the same is looked at again, by whichever replica."""
     moved: bool | None
@@ -174,4 +174,5 @@ _OPENING: dict[EpisodeKind, Callable[[Mapping[str, object], Look, bool | None], 
     "volume": _anomaly,
     "silence": _anomaly,
     "measure": _anomaly,
+    "evaluator": _anomaly,
 }

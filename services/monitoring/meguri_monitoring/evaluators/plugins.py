@@ -1,7 +1,11 @@
-"""Evaluators that are installed: entry points of `GROUP`, and of `WRITERS` under the same name for those that have one."""
+"""Evaluators that are installed: entry points of `GROUP`, and of `WRITERS` under the same name for those that have one.
+
+Only their own processes import them (`running.py`).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 
 import polars as pl
@@ -35,6 +39,7 @@ class Evaluator:
     write: Write
 
 
+@cache
 def load(name: str) -> Evaluator:
     """Return an installed evaluator. Raises NotInstalled, and whatever its module raises when it is imported."""
     found = {point.group: point for group in (GROUP, WRITERS) for point in entry_points(group=group, name=name)}

@@ -1,6 +1,6 @@
 """Predictions as whole requests: a request of several rows has ids `<id>:0`, `<id>:1`, …, and may come in several messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,18 @@ def next_part(versions: Mapping[int, pl.LazyFrame], after: int, upto: int, max_r
     lost = sum(_requests(found[version]) - _requests(complete[version]) for version in found)
     rows = {version: rows.drop("_request", "_row") for version, rows in complete.items() if rows.height}
     return Part(int(str(ids[SEQUENCE].min())), end, rows, lost)
+
+
+def ids(rows: Mapping[int, pl.DataFrame]) -> list[str]:
+    """Return the ids of the requests, version by version, in their order."""
+    found = [of_version.select(request_of(pl.col("prediction_id"))).to_series() for of_version in rows.values()]
+    return pl.concat(found).unique(maintain_order=True).to_list()
+
+
+def only(rows: Mapping[int, pl.DataFrame], wanted: Sequence[str]) -> dict[int, pl.DataFrame]:
+    """Return the rows of the requests with the ids that are wanted."""
+    found = {v: one.filter(request_of(pl.col("prediction_id")).is_in(wanted)) for v, one in rows.items()}
+    return {version: one for version, one in found.items() if one.height}
 
 
 def request_of(prediction_id: pl.Expr) -> pl.Expr:

@@ -7,7 +7,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import JSON, Column, delete
 from sqlmodel import Field, Session, SQLModel, col, select
 
-from meguri_chassis.store import BIG
+from meguri_chassis.store import BIG, Position
+from meguri_monitoring import store
+from meguri_monitoring.episodes.episodes import State
 from meguri_monitoring.evaluators.measures import Watched
 from meguri_monitoring.verdicts.judging import Judged
 
@@ -46,6 +48,12 @@ class MeasureWindowRow(SQLModel, table=True):
 def position(model: str, evaluator: str) -> str:
     """Name of the position up to which the rows of an evaluator are counted into windows."""
     return f"measures/{model}/{evaluator}"
+
+
+def standing(session: Session, model: str, evaluator: str) -> tuple[State, int]:
+    """Return what is known of a model, and up to which sequence its evaluator has come."""
+    found = session.get(Position, position(model, evaluator))
+    return store.state(session, model), found.sequence if found else 0
 
 
 def watched(session: Session, model: str, evaluator: str) -> Watched:

@@ -114,8 +114,8 @@ def how_bad(opening: Opening, language: Language) -> str:
         case AnomalyDetected(about="silence"):
             spans = {"value": duration(opening.value, language), "expected": duration(opening.expected, language)}
             return say("bad.silence", language, **spans)
-        case AnomalyDetected(about="schema"):
-            bad = say("bad.schema", language, value=number(opening.value))
+        case AnomalyDetected(about="schema" | "evaluator"):
+            bad = say(f"bad.{opening.about}", language, value=number(opening.value))
             said = say("said", language, reason=_clean(opening.text, REASON_LENGTH)) if opening.text else ""
             return sentences(language, bad, said)
         case AnomalyDetected():

@@ -19,6 +19,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "kind.silence": ("no requests", "リクエストの途絶"),
     "kind.performance": ("more mistakes than before", "予測精度の低下"),
     "kind.measure": ("unusual business number", "業務指標の変化"),
+    "kind.evaluator": ("evaluator that fails", "評価プラグインの失敗"),
     # --- and in a sentence
     "happened.drift": (
         "The values of “{subject}” that {model} receives no longer look like the data it was trained on.",
@@ -56,6 +57,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "The business number “{subject}” of {model} is not as it was.",
         "モデル「{model}」の業務指標「{subject}」が、これまでと異なる値になっています。",
     ),
+    "happened.evaluator": (
+        "The evaluator “{subject}”, which makes business numbers of the answers of {model}, fails.",
+        "モデル「{model}」の予測結果から業務指標を計算する評価プラグイン「{subject}」が失敗しています。",
+    ),
     "others": ("Also moved: {names}.", "ほかに変化が見られる項目：{names}"),
     # --- how bad
     "level.slight": ("Slight", "軽微"),
@@ -91,6 +96,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "bad.measure": (
         "Its distance from what is usual is {value}; 0 would be no change.",
         "通常の値からの距離は {value} です（変化がなければ 0）。",
+    ),
+    "bad.evaluator": (
+        "Requests set aside: {value}. Other numbers are not affected.",
+        "保留中のリクエスト：{value} 件。ほかの指標への影響はありません。",
     ),
     # --- who
     "who.share": (
