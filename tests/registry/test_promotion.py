@@ -125,6 +125,14 @@ def types(events: list[Event]) -> list[type[Event]]:
     [
         ({"estimator": {"name": "LogReg"}}, "estimator.name: 'LogReg' is unknown; for classification there are Ada"),
         ({"estimator": {"name": "Ridge"}}, "estimator.name: 'Ridge' is unknown; for classification"),
+        (
+            {"estimator": {"name": "SVC", "params": {"c": 1}}},
+            "estimator.params: SVC has no 'c'; it has C, break_ties, ",
+        ),
+        (
+            {"estimator": {"name": "SVC", "params": {"random_state": 1}}},
+            "random_state cannot be set: it is validation.seed",
+        ),
     ],
 )
 def test_a_spec_that_can_never_be_trained_is_refused(change, said):

@@ -3,7 +3,7 @@ import pytest
 from sklearn.svm import SVC
 
 from meguri_contracts.errors import Invalid
-from meguri_contracts.estimators import ESTIMATORS
+from meguri_contracts.estimators import ESTIMATORS, OURS
 from meguri_contracts.spec import Estimator
 from meguri_training import estimators
 
@@ -110,5 +110,12 @@ def test_trees_are_single_and_the_others_double():
     assert not estimators.is_single(Estimator(name="Ridge"))
 
 
-def test_what_a_spec_may_name_is_what_training_can_build():
-    assert {task: tuple(sorted(known)) for task, known in estimators.KNOWN.items()} == ESTIMATORS
+def test_what_a_spec_may_name_and_set_is_what_training_can_build():
+    built = {
+        task: {name: cls().get_params(deep=False).keys() - OURS.keys() for name, cls in known.items()}
+        for task, known in estimators.KNOWN.items()
+    }
+
+    assert {
+        task: {name: set(params.split()) for name, params in known.items()} for task, known in ESTIMATORS.items()
+    } == built

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Mapping
 
+from meguri_contracts import estimators
 from meguri_contracts.errors import Conflict, Invalid, NotFound
-from meguri_contracts.estimators import ESTIMATORS
 from meguri_contracts.events import (
     ApprovalRequested,
     Deployed,
@@ -42,11 +42,7 @@ def apply_spec(model: Model, spec: ModelSpec, actor: str, datasets: Mapping[str,
 
 def _check(spec: ModelSpec) -> None:
     """What old specs in the log may break, and a new one may not."""
-    known = ESTIMATORS[spec.task]
-    if spec.estimator.name not in known:
-        raise Invalid(
-            f"estimator.name: {spec.estimator.name!r} is unknown; for {spec.task} there are {', '.join(known)}"
-        )
+    estimators.check(spec.task, spec.estimator.name, spec.estimator.params)
     for name, column in spec.dataset.columns.items():
         if column.min is not None and column.max is not None and column.min > column.max:
             raise Invalid(

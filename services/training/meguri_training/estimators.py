@@ -27,6 +27,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from meguri_contracts import spec
 from meguri_contracts.errors import Invalid
+from meguri_contracts.estimators import OURS
 from meguri_contracts.spec import Task
 
 
@@ -111,12 +112,6 @@ KNOWN: dict[Task, dict[str, type[Any]]] = {task: _TREES[task] | _OTHERS[task] fo
 
 # ONNX Runtime has no support vectors of doubles for regressions and outliers.
 _SINGLE = {name for trees in _TREES.values() for name in trees} | {"NuSVR", "OneClassSVM", "SVR"}
-_OURS = {
-    "n_jobs": "a fit has one core; add replicas instead",
-    "novelty": "a model is always asked about new rows here",
-    "random_state": "it is validation.seed",
-    "probability": "every classifier gives probabilities here",
-}
 
 
 def build(estimator: spec.Estimator, task: Task, seed: int, texts: Sequence[bool] = ()) -> Any:
@@ -163,11 +158,11 @@ def _class(name: str, task: Task) -> type[Any]:
 
 def _check_params(estimator: spec.Estimator, known: Mapping[str, object]) -> None:
     for name, value in estimator.params.items():
-        if name in _OURS:
-            raise Invalid(f"estimator.params: {name} cannot be set: {_OURS[name]}")
+        if name in OURS:
+            raise Invalid(f"estimator.params: {name} cannot be set: {OURS[name]}")
         if name not in known:
             raise Invalid(
-                f"estimator.params: {estimator.name} has no {name!r}; it has {_listed(known.keys() - _OURS.keys())}"
+                f"estimator.params: {estimator.name} has no {name!r}; it has {_listed(known.keys() - OURS.keys())}"
             )
         if not _is_plain(value):
             raise Invalid(f"estimator.params: {name} is not a number, text, list or mapping of those")
