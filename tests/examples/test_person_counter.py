@@ -7,7 +7,8 @@ from itertools import islice, pairwise
 import numpy as np
 import polars as pl
 import pytest
-from person_counter.counting import SWITCH, evaluate, write
+from person_counter.counting import evaluate
+from person_counter.incident import SWITCH, write
 from person_counter.scene import MOST, frames, shows_person
 from person_counter.windows import features
 from sklearn.linear_model import LogisticRegression
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.spec import Monitor, Watch
 from meguri_monitoring.evaluators import measures
+from meguri_monitoring.evaluators.requests import numbered
 from meguri_monitoring.verdicts import drift
 
 LEARNED, FRESH = 100, 200
@@ -45,7 +47,7 @@ def predictions(detector, seed: int, count: int) -> tuple[pl.DataFrame, list[int
         }
         same = {"time": datetime.now(UTC), "producer": "gate-a", "_entity": f"frame-{number}"}
         tables.append(pl.DataFrame(about).with_columns(**{name: pl.lit(value) for name, value in same.items()}))
-    return pl.concat(tables), [len(frame.persons) for frame in seen]
+    return numbered(pl.concat(tables)), [len(frame.persons) for frame in seen]
 
 
 def test_nine_of_ten_fresh_frames_are_counted_exactly(detector):

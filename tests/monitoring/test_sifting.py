@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from meguri_monitoring.evaluators import sifting
+from meguri_monitoring.evaluators.requests import numbered
 from meguri_monitoring.evaluators.running import PlugInFailed
 from meguri_monitoring.evaluators.sifting import sift
 
@@ -14,7 +15,9 @@ def predictions(requests: int) -> dict[int, pl.DataFrame]:
     """Requests r0, r1, … of two rows each, the second half of them of another version."""
     ids = [f"r{request}:{row}" for request in range(requests) for row in range(2)]
     half = len(ids) // 4 * 2
-    return {v: pl.DataFrame({"prediction_id": some}) for v, some in ((2, ids[:half]), (1, ids[half:])) if some}
+    return {
+        v: numbered(pl.DataFrame({"prediction_id": some})) for v, some in ((2, ids[:half]), (1, ids[half:])) if some
+    }
 
 
 class Attempts:

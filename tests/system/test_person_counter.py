@@ -13,11 +13,13 @@ import httpx
 import polars as pl
 import psutil
 import pytest
-from person_counter.counting import SWITCH, evaluate
+from person_counter.counting import evaluate
+from person_counter.incident import SWITCH
 
 from meguri.client import Meguri, address
 from meguri.following import Seen, follow, said
 from meguri_monitoring.evaluators import measure_tables
+from meguri_monitoring.evaluators.requests import numbered
 from meguri_monitoring.predictions import tables
 from tests.conftest import ROOT, until
 from tests.system.conftest import Laptop, environment, started
@@ -176,7 +178,9 @@ async def test_an_evaluator_that_drops_rows_is_found_by_its_numbers_and_made_goo
         refilled = meguri.evaluate(MODEL, "person_counter")
         assert refilled["rows"] == site.frames
         assert refilled["written"] > 0
-        assert by_key(site.counted()) == by_key(evaluate(site.predicted().sort("sequence", maintain_order=True)))
+        assert by_key(site.counted()) == by_key(
+            evaluate(numbered(site.predicted().sort("sequence", maintain_order=True)))
+        )
         assert again(laptop) == {"rows": site.frames, "written": 0}
 
         # --- and it is over, and the log tells the story

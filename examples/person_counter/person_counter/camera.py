@@ -17,7 +17,7 @@ import polars as pl
 
 from meguri.client import address, publish
 from person_counter.scene import Frame, frames, shows_person
-from person_counter.windows import FEATURES, features
+from person_counter.windows import features
 
 MODEL, DATASET = "person-detector", "person-windows"
 
@@ -25,7 +25,7 @@ MODEL, DATASET = "person-detector", "person-windows"
 def learn_from(camera: str, seen: Iterator[Frame]) -> str:
     """Publish a row per window of the frames, with the truth, as one file; return the event's id."""
     rows = [np.column_stack([features(frame.pixels), shows_person(frame.persons)]) for frame in seen]
-    names = [*(f"hog_{n}" for n in range(FEATURES)), "person"]
+    names = [*(f"hog_{n}" for n in range(rows[0].shape[1] - 1)), "person"]
     path = Path(os.environ.get("MEGURI_VAR", "var")) / "incoming" / f"{camera}-{os.urandom(4).hex()}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pl.DataFrame(np.concatenate(rows), schema=names).with_columns(pl.col("person").cast(pl.Int64))

@@ -18,8 +18,8 @@ REQUIRED = ("key", "time", "producer")
 RESERVED = "_"
 
 Evaluate = Callable[[pl.DataFrame], pl.DataFrame]
-"""Predictions of one version of a model, as they are kept, whole requests together; returns rows with the columns of `REQUIRED`
-and whatever else: `key` is text and no other row has the same, ever."""
+"""Predictions of one version of a model as they are kept, `numbered`, whole requests together; returns rows with the columns of
+`REQUIRED` and whatever else: `key` is text and no other row has the same, ever."""
 Write = Callable[[pl.DataFrame], pl.DataFrame]
 """The rows that were evaluated; returns those that go into the table."""
 

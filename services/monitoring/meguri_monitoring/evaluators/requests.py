@@ -22,7 +22,7 @@ class Part:
     first: int
     last: int
     rows: Mapping[int, pl.DataFrame]
-    """By version, newest first: request by request in the order of the stream, the rows of each in their order."""
+    """By version, newest first: request by request in the order of the stream, the rows of each in their order, `numbered`."""
     incomplete: int
     """Requests left out because some of their rows are not there."""
 
@@ -45,20 +45,24 @@ def next_part(versions: Mapping[int, pl.LazyFrame], after: int, upto: int, max_r
     found = {version: _ordered(_between(rows, after, end).collect()) for version, rows in versions.items()}
     complete = {version: rows.filter(_is_complete()) for version, rows in found.items()}
     lost = sum(_requests(found[version]) - _requests(complete[version]) for version in found)
-    rows = {version: rows.drop("_request", "_row") for version, rows in complete.items() if rows.height}
+    rows = {version: rows for version, rows in complete.items() if rows.height}
     return Part(int(str(ids[SEQUENCE].min())), end, rows, lost)
 
 
 def ids(rows: Mapping[int, pl.DataFrame]) -> list[str]:
     """Return the ids of the requests, version by version, in their order."""
-    found = [of_version.select(request_of(pl.col("prediction_id"))).to_series() for of_version in rows.values()]
-    return pl.concat(found).unique(maintain_order=True).to_list()
+    return pl.concat([one["_request"] for one in rows.values()]).unique(maintain_order=True).to_list()
 
 
 def only(rows: Mapping[int, pl.DataFrame], wanted: Sequence[str]) -> dict[int, pl.DataFrame]:
     """Return the rows of the requests with the ids that are wanted."""
-    found = {v: one.filter(request_of(pl.col("prediction_id")).is_in(wanted)) for v, one in rows.items()}
+    found = {version: one.filter(pl.col("_request").is_in(wanted)) for version, one in rows.items()}
     return {version: one for version, one in found.items() if one.height}
+
+
+def numbered(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add to predictions which request each is of, in `_request`, and which row of it from 0 on, in `_row`."""
+    return rows.with_columns(_request=request_of(pl.col("prediction_id")), _row=_NUMBERED.fill_null(0))
 
 
 def request_of(prediction_id: pl.Expr) -> pl.Expr:
@@ -95,12 +99,13 @@ def _end(ids: pl.DataFrame, upto: int, *, whole: bool) -> int | None:
 
 
 def _ordered(rows: pl.DataFrame) -> pl.DataFrame:
-    rows = rows.with_columns(
-        request_of(pl.col("prediction_id")).alias("_request"), _NUMBERED.fill_null(0).alias("_row")
-    )
     began = pl.col(SEQUENCE).min().over("_request")
     # Of a prediction that was published twice the first stands.
-    return rows.sort(began, "_request", "_row", SEQUENCE).unique("prediction_id", keep="first", maintain_order=True)
+    return (
+        numbered(rows)
+        .sort(began, "_request", "_row", SEQUENCE)
+        .unique("prediction_id", keep="first", maintain_order=True)
+    )
 
 
 def _is_complete() -> pl.Expr:
