@@ -47,6 +47,24 @@ def test_an_image_holds_and_starts_its_own_service(service: str):
     assert f"ENV MEGURI_PORT={PORTS[service]}\n" in STAGES[service]
 
 
+def test_every_member_of_the_workspace_gets_to_the_builder():
+    # The lock is checked against all of them, whichever image is built.
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    members = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
+
+    assert not [member for member in members if not any(f"{member}/".startswith(f"{path}/") for path in sent)]
+
+
+def test_operators_plug_ins_get_into_the_image_of_monitoring():
+    assert COMPOSE["monitoring"]["build"]["args"] == {"PLUGINS": "${MEGURI_PLUGINS:-}"}
+    assert "uv pip install --python /app/.venv $PLUGINS" in STAGES["build-monitoring"]
+
+
+@pytest.mark.parametrize("service", ["monitoring", "training"])
+def test_who_has_processes_of_its_own_has_somebody_to_bury_them(service: str):
+    assert COMPOSE[service]["init"] is True
+
+
 def test_what_can_be_scaled_has_neither_published_ports_nor_a_name_of_its_own():
     taken = {service: {"ports", "container_name"} & set(COMPOSE[service]) for service in SERVICES}
 
