@@ -52,6 +52,11 @@ def test_what_the_system_does_is_told(action, language):
         ("categories", {"distance": 0.08}, "They are 8.0% of the values."),
         ("prediction", {"distance": 0.2}, "Slight: the distance from the training data is 0.2; 0 would be no change."),
         ("schema", {"value": 3, "text": "no column x"}, "3 rows could not be used. In the log: no column x."),
+        (
+            "evaluator",
+            {"value": 2, "text": "r7: MemoryError"},
+            "Requests set aside: 2. Other numbers are not affected. In the log: r7: MemoryError.",
+        ),
         ("volume", {"value": 40, "expected": 8.5}, "40 requests a second; before it were 8.5."),
         ("silence", {"value": 130, "expected": 60}, "No request for 2 min; more than 1 min is unusual here."),
         (

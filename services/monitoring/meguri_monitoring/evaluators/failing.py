@@ -17,7 +17,7 @@ def said(evaluator: str, model: str, reason: str) -> str:
 
 def does_not_work(champion: int, evaluator: str, at: int, reason: str) -> Look:
     """It fails on everything that follows on sequence `at`."""
-    text = f"{evaluator} does not work: {reason}; nothing is lost, it goes on where it is once it is put right"
+    text = f"{evaluator} waits until it is put right, and then goes on where it is: {reason}"
     return _look(champion, evaluator, str(at), moved=True, text=text)
 
 
@@ -26,8 +26,8 @@ def leaves_out(state: State, evaluator: str, at: int, failed: Mapping[str, str],
     episode = None if all_ else state.open("evaluator", evaluator)
     first = next(iter(failed))
     text = (
-        f"{evaluator} went on without {len(failed)} requests that it cannot do, such as {first}: {failed[first]}; "
-        f"`meguri evaluate {state.model} {evaluator}` tries them again"
+        f"{evaluator} goes on without requests that it cannot do ({len(failed)}); `meguri evaluate {state.model} {evaluator}` "
+        f"tries them again; {first}: {failed[first]}"
     )
     return _look(
         state.champion or 0,
