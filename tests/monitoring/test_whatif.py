@@ -4,7 +4,7 @@ from meguri_contracts.errors import Invalid
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from meguri_contracts.spec import Monitor
 from meguri_contracts.topology import LOG
-from meguri_monitoring.whatif import recomputing
+from meguri_monitoring.whatif import asking
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, message, values
 
@@ -72,7 +72,7 @@ async def test_another_rule_or_the_reference_of_another_version_may_be_asked_for
 
     assert (await ask(monitoring, episode, rule="evidently"))["changed"] == {"rule": "evidently"}
     found = await ask(monitoring, episode, version=2)
-    assert found["changed"] == {"reference": 2}
+    assert found["changed"] == {"version": 2}
     assert [one["score"] for one in found["windows"]] != [one["score"] for one in found["happened"]["windows"]]
 
 
@@ -109,7 +109,7 @@ async def test_what_cannot_be_asked_is_refused_in_words(monitoring, asked, reaso
 def test_a_threshold_is_that_of_the_kind():
     rule = Monitor(missing=0.05)
 
-    assert recomputing.changed(rule, "missing", "x", {"threshold": 0.3}).missing == 0.3
-    assert recomputing.changed(rule, "drift", "x", {"threshold": 0.3}).distance == 0.3
+    assert asking.changed(rule, "missing", "x", {"threshold": 0.3}).missing == 0.3
+    assert asking.changed(rule, "drift", "x", {"threshold": 0.3}).distance == 0.3
     with pytest.raises(Invalid, match="window"):
-        recomputing.changed(rule, "drift", "x", {"window_rows": 100})
+        asking.changed(rule, "drift", "x", {"window_rows": 100})

@@ -5,6 +5,7 @@ with it), `_trace` (where it was written) and `_left_out` (how many rows its wri
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ import polars as pl
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from meguri_contracts.errors import Invalid
+from meguri_contracts.errors import Invalid, NotFound
 from meguri_monitoring.predictions.writing import COMPACT_EVERY, TableBusy
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,33 @@ def scan(table_uri: str) -> pl.LazyFrame | None:
         return pl.scan_delta(DeltaTable(table_uri))
     except TableNotFoundError:
         return None
+
+
+def as_written(table_uri: str) -> pl.LazyFrame | None:
+    """Return the rows of an evaluator without those that were filled in later; None without a table.
+
+    Raises NotFound when the versions of the table from before that are gone.
+    """
+    try:
+        table = DeltaTable(table_uri)
+        refills = range(1, (table.transaction_version(_REFILLER) or 0) + 1)
+        befores = [DeltaTable(table_uri, version=_refilled_at(table_uri, nth, table.version()) - 1) for nth in refills]
+    except TableNotFoundError:
+        return None
+    except DeltaError as error:
+        raise NotFound(f"{table_uri} was filled in later, and cannot be read as it was before: {error}") from error
+    parts, after = [], 0
+    for one in (*befores, table):
+        parts.append(pl.scan_delta(one).filter(pl.col("_sequence") > after))
+        after = one.transaction_version(_WRITER) or 0
+    return pl.concat(parts, how="diagonal") if len(parts) > 1 else parts[0]
+
+
+def _refilled_at(table_uri: str, nth: int, version: int) -> int:
+    """Return the version of a table that its nth refill made."""
+    return bisect_left(
+        range(version + 1), nth, key=lambda one: DeltaTable(table_uri, version=one).transaction_version(_REFILLER) or 0
+    )
 
 
 def latest(rows: pl.LazyFrame, last: int) -> pl.DataFrame:

@@ -57,15 +57,23 @@ def _rows(table_uri: str, watch: Watch, after: int, upto: int, version: int) -> 
     table = measure_tables.scan(table_uri)
     if table is None or not watch.numbers:
         return []
-    wanted = (pl.col("_sequence") > after) & (pl.col("_sequence") <= upto) & (pl.col("_version") == version)
+    found = watched(table, watch, version).filter((pl.col("_sequence") > after) & (pl.col("_sequence") <= upto))
+    return as_rows(found.collect().sort("_sequence", maintain_order=True))
+
+
+def watched(table: pl.LazyFrame, watch: Watch, version: int) -> pl.LazyFrame:
+    """Return what is watched of the rows about a version's predictions."""
     there = table.collect_schema().names()
     numbers = [pl.col(n).cast(pl.Float64) if n in there else pl.lit(None, pl.Float64).alias(n) for n in watch.numbers]
     about = ["key", "producer", "time", "_sequence", "_trace", "_left_out"]
-    found = table.filter(wanted).select(*about, *(number.name.prefix("number_") for number in numbers))
-    rows = found.collect().sort("_sequence", maintain_order=True).rows()
+    return table.filter(pl.col("_version") == version).select(*about, *(n.name.prefix("number_") for n in numbers))
+
+
+def as_rows(found: pl.DataFrame) -> list[measures.Row]:
+    """Return what `watched` gave as plain values."""
     return [
         measures.Row(key, producer, utc(when).isoformat(), sequence, trace_id, left_out, tuple(values))
-        for key, producer, when, sequence, trace_id, left_out, *values in rows
+        for key, producer, when, sequence, trace_id, left_out, *values in found.rows()
     ]
 
 

@@ -53,6 +53,10 @@ class References:
         if artifact is None:
             logger.warning("predictions of %s version %d have no reference: kept, not judged", model, version)
             return None
+        return await self.read(artifact)
+
+    async def read(self, artifact: Artifact) -> Profile | None:
+        """Return the profile in a file; None when that is lost."""
         try:
             return Profile.from_json(await self._artifacts.get(artifact))
         except PermanentError:
