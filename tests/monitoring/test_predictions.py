@@ -409,3 +409,33 @@ def test_files_of_a_wide_table_are_found_by_sequence(tmp_path):
 
     assert sorted(ranges["max.sequence"].to_list()) == [1, 2]
     assert tables.between(uri, 2, 2)["prediction_id"].to_list() == ["p2"]
+
+
+def test_files_that_are_no_longer_of_a_table_are_removed(tmp_path, monkeypatch):
+    for name, value in {"COMPACT_EVERY": 5, "TIDY_EVERY": 20, "UNUSED_HOURS": 0}.items():
+        monkeypatch.setattr(writing, name, value)
+    monkeypatch.setattr(writing, "_FORGETS", {"delta.logRetentionDuration": "interval 0 seconds"})
+    uri = str(tmp_path)
+    write_as_before(uri, 1, "old", x=[1], y=[0.5])
+    killed = tmp_path / "part-of-who-was-killed.parquet"
+    killed.write_bytes(b"PAR1")
+    for sequence in range(2, 251):
+        append(uri, batches([f"{sequence}"], sequence))
+
+    assert not killed.exists()
+    assert len(list(tmp_path.glob("*.parquet"))) < 50
+    assert len(list(tmp_path.glob("_delta_log/*.json"))) < 150
+    assert tables.count(tables.scan(uri)) == tables.kept_up_to(uri) == 250
+
+
+def test_what_was_put_together_is_not_written_again_by_each_compaction(tmp_path, monkeypatch):
+    for name, value in {"COMPACT_EVERY": 5, "WHOLE_EVERY": 100, "COMPACTED": 30_000}.items():
+        monkeypatch.setattr(writing, name, value)
+    uri = str(tmp_path)
+    for sequence in range(1, 90):
+        append(uri, batches([f"{sequence}-{row}" for row in range(100)], sequence))
+
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.parquet")]
+    assert max(sizes) < 2 * 30_000
+    assert len(DeltaTable(uri).file_uris()) < 30
+    assert tables.count(tables.scan(uri)) == 8900

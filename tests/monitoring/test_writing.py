@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from meguri_monitoring.predictions import tables, writing
+from meguri_monitoring.predictions import writing
 from meguri_monitoring.predictions.writing import Writer
 from tests.monitoring.test_predictions import batches, write_as_before
 
@@ -17,10 +17,6 @@ def uri(tmp_path: Path) -> str:
 
 def ids_in(uri: str) -> list[str]:
     return sorted(pl.scan_delta(uri).collect()["prediction_id"])
-
-
-def files_in(uri: str) -> int:
-    return len(list(Path(uri).glob("*.parquet")))
 
 
 def test_writers_that_take_turns_see_each_other_s_rows(uri):
@@ -65,20 +61,9 @@ def test_a_table_of_before_keeps_its_new_columns_while_it_stays_open(uri):
     assert {"_entity", "_role", "_latency"} <= set(pl.scan_delta(uri).collect_schema())
 
 
-def test_files_that_were_put_together_leave_the_disk(uri, monkeypatch):
-    monkeypatch.setattr(writing, "COMPACT_EVERY", 4)
-    monkeypatch.setattr(writing, "RETENTION_HOURS", 0)
-    writer = Writer()
-    for sequence in range(1, 14):
-        writer.append(uri, batches([f"{sequence}"], sequence))
-
-    assert files_in(uri) == len(DeltaTable(uri).file_uris()) < 6
-    assert len(ids_in(uri)) == 13
-
-
 def test_a_large_file_is_written_once(uri, monkeypatch):
     monkeypatch.setattr(writing, "COMPACT_EVERY", 3)
-    monkeypatch.setattr(writing, "LARGE", 1000)
+    monkeypatch.setattr(writing, "COMPACTED", 1000)
     writer = Writer()
     writer.append(uri, batches([f"large-{at}" for at in range(5000)], 1))
     (large,) = DeltaTable(uri).file_uris()
@@ -87,18 +72,6 @@ def test_a_large_file_is_written_once(uri, monkeypatch):
 
     assert large in DeltaTable(uri).file_uris()
     assert len(ids_in(uri)) == 5007
-
-
-def test_a_table_of_before_is_told_how_long_to_keep_what_it_does_not_need(uri, monkeypatch):
-    monkeypatch.setattr(writing, "COMPACT_EVERY", 2)
-    write_as_before(uri, 1, "old")
-    writer = Writer()
-    for sequence in (2, 3):
-        writer.append(uri, batches([f"{sequence}"], sequence))
-
-    said = DeltaTable(uri).metadata().configuration
-    assert said["delta.deletedFileRetentionDuration"] == said["delta.logRetentionDuration"] == "interval 1 hours"
-    assert tables.kept_up_to(uri) == 3
 
 
 def test_more_tables_than_are_kept_open_are_written(tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -16,6 +17,9 @@ from meguri.client import MeguriClientError
 LOG_FOLDER = "_delta_log"
 LAST_CHECKPOINT = "_last_checkpoint"
 """A hint for readers, which may name a checkpoint that a copy does not have."""
+
+UNUSED_HOURS = 1
+"""Hours for which files stay that a table of predictions no longer needs."""
 
 
 class StoreTrouble(MeguriClientError):
@@ -73,7 +77,12 @@ def _copy_table(store: ObjectStore, table: str, folder: Path, upto: int | None) 
     if last < 0:
         return
     # Looked for after the commits, so that what they name is there.
-    paths = _paths(store, table)
+    paths, looked = _paths(store, table), time.monotonic()
+    if upto is None:
+        _copy_present(store, table, paths, last, folder)
+        if time.monotonic() - looked > UNUSED_HOURS * 3600:
+            raise StoreTrouble(f"copying {table} took longer than its files are sure to stay: {UNUSED_HOURS} hours")
+        return
     later = {version: path for version, path in _versions(paths).items() if version > last}
     not_yet = {f"{table}/{added}" for path in later.values() for added in _added(store, path)}
     for path in paths:
@@ -81,6 +90,18 @@ def _copy_table(store: ObjectStore, table: str, folder: Path, upto: int | None) 
         in_log = path.startswith(f"{table}/{LOG_FOLDER}/")
         is_wanted = (name != LAST_CHECKPOINT and _version(name) <= last) if in_log else path not in not_yet
         if is_wanted:
+            _fetch(store, path, folder)
+
+
+def _copy_present(store: ObjectStore, table: str, paths: list[str], last: int, folder: Path) -> None:
+    """Copy a table whose owner removes what it no longer needs while we look: what has gone meanwhile was not needed."""
+    log = {path: _version(path.rpartition("/")[2]) for path in paths if path.startswith(f"{table}/{LOG_FOLDER}/")}
+    begins = max((version for path, version in log.items() if ".checkpoint" in path and version <= last), default=0)
+    for path in paths:
+        if path not in log:
+            with suppress(FileNotFoundError):
+                _fetch(store, path, folder)
+        elif begins <= log[path] <= last:
             _fetch(store, path, folder)
 
 
@@ -101,10 +122,11 @@ def _added(store: ObjectStore, commit: str) -> Iterator[str]:
 
 
 def _fetch(store: ObjectStore, path: str, folder: Path) -> None:
+    found = obstore.get(store, path).stream()
     file = folder / path
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as out:
-        for chunk in obstore.get(store, path).stream():
+        for chunk in found:
             out.write(chunk)
 
 

@@ -17,21 +17,23 @@ from meguri_monitoring.predictions.tables import WRITER
 
 COMPACT_EVERY = 100
 """Commits of a table between two compactions; an append costs more with every small file."""
-LARGE = 4 * 1024 * 1024
-"""Bytes of a file that is left as it is."""
-RETENTION_HOURS = 1
-"""How long files and log entries stay that the newest state of a table does not need: for who reads an older one."""
+WHOLE_EVERY = 5_000
+"""Commits between two that put files of `COMPACTED` bytes together, too. Else what is put together once would be written again
+by each compaction until it is large: hundreds of times what the rows take."""
+COMPACTED = 2 * 1024 * 1024
+TIDY_EVERY = 1_000
+"""Commits between two removals of files that are no longer of the table."""
+UNUSED_HOURS = 1
+"""Hours for which such files stay, for who began to read them; and the log of the table's changes."""
 ROW_GROUP = 50_000
 """Rows that are read together at least."""
 HELD_OPEN = 32
 """Tables that are kept open: those that were written to last."""
 
-_PROPERTIES = {
-    # Columns whose ranges stand beside each file, so that only those are read that may have what is looked for; usual are 32.
-    "delta.dataSkippingStatsColumns": f"prediction_id,time,{SEQUENCE}",
-    "delta.logRetentionDuration": f"interval {RETENTION_HOURS} hours",
-    "delta.deletedFileRetentionDuration": f"interval {RETENTION_HOURS} hours",
-}
+_FOUND_BY: dict[str, str | None] = {"delta.dataSkippingStatsColumns": f"prediction_id,time,{SEQUENCE}"}
+"""Columns whose ranges stand beside each file, so that only those are read that may have what is looked for. Usual are 32."""
+_FORGETS = {"delta.logRetentionDuration": f"interval {UNUSED_HOURS} hours"}
+"""Usual are 30 days: a file for each commit, among which every append would have to find the last."""
 _ALIKE = {"time", "model", "version", "producer", ENTITY, ROLE, SEQUENCE, "label"}
 """Columns with few values. To look for those in a column of measurements costs more than all the rest of an append."""
 
@@ -91,8 +93,7 @@ class Writer:
             commit_properties=CommitProperties(app_transactions=[Transaction(WRITER, fresh[-1].sequence)]),
             writer_properties=_written_as(tuple(columns)),
         )
-        if table.version() % COMPACT_EVERY == 0:
-            _compact(table, tuple(columns))
+        _tidy(table, table.version(), tuple(columns))
         self._hold(table_uri, table, columns)
         return rows.height
 
@@ -120,12 +121,16 @@ def _rows(batches: Sequence[Batch], columns: Columns) -> tuple[pl.DataFrame, Col
     return pl.concat([_fitted(batch.frame, columns) for batch in batches]), columns, bool(added)
 
 
-def _compact(table: DeltaTable, columns: tuple[str, ...]) -> None:
-    """Put small files together, and remove those that nobody needs any more."""
-    if odd := {name: value for name, value in _PROPERTIES.items() if table.metadata().configuration.get(name) != value}:
-        table.alter.set_table_properties(odd)
-    table.optimize.compact(target_size=LARGE, writer_properties=_written_as(columns))
-    table.vacuum(retention_hours=RETENTION_HOURS, enforce_retention_duration=False, dry_run=False)
+def _tidy(table: DeltaTable, version: int, columns: tuple[str, ...]) -> None:
+    if version % COMPACT_EVERY == 0:
+        size = None if version % WHOLE_EVERY == 0 else COMPACTED
+        table.optimize.compact(target_size=size, writer_properties=_written_as(columns))
+    if version % TIDY_EVERY == 0:
+        if not _FORGETS.items() <= table.metadata().configuration.items():
+            # A table of before.
+            table.alter.set_table_properties(_FORGETS)
+        # All of them: who is killed in an append or a compaction leaves files that no log tells of.
+        table.vacuum(UNUSED_HOURS, dry_run=False, enforce_retention_duration=False, full=True)
 
 
 def _mark(table: DeltaTable, version: int) -> tuple[int, int] | None:
@@ -158,7 +163,7 @@ def _open(table_uri: str, like: pl.DataFrame) -> DeltaTable:
         once = CommitProperties(max_commit_retries=0)
         schema = like.clear().to_arrow().schema
         return DeltaTable.create(
-            table_uri, schema=schema, mode="ignore", configuration=dict(_PROPERTIES), commit_properties=once
+            table_uri, schema=schema, mode="ignore", configuration=_FOUND_BY | _FORGETS, commit_properties=once
         )
 
 
