@@ -1,5 +1,8 @@
 """What is kept of windows."""
 
+from typing import Any
+
+from sqlalchemy import event
 from sqlmodel import select
 
 from meguri_chassis.store import Database
@@ -44,3 +47,46 @@ def _window(version: int, number: int, episode: str | None) -> WindowRow:
         judged={},
         episode=episode,
     )
+
+
+def test_of_an_episode_without_end_the_first_windows_are_kept(database_url, monkeypatch):
+    monkeypatch.setattr(window_store, "KEPT", 20)
+    database = Database(database_url, MIGRATIONS)
+    database.migrate()
+    for number in range(101):
+        with database.write() as session:
+            row = _window(1, number, None)
+            session.add(row)
+            session.flush()
+            window_store.mark_episode(session, row.id or 0, "endless")
+            window_store.mark_decided(session, row.id or 0)
+
+    with database.read() as session:
+        kept = [row.number for row in session.exec(select(WindowRow).order_by(WindowRow.id))]
+    database.close()
+    assert kept == [*range(20), *range(80, 101)]
+
+
+def test_windows_that_wait_and_the_latest_ones_are_found_without_reading_all_others(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/test.db", MIGRATIONS)
+    database.migrate()
+    asked: list[tuple[str, Any]] = []
+    event.listen(
+        database.engine, "before_cursor_execute", lambda _, __, query, values, *___: asked.append((query, values))
+    )
+    with database.read() as session:
+        window_store.all_uncounted(session)
+        window_store.latest(session, "m", 1, 1, 2)
+        window_store.undecided(session)
+        window_store.mark_episode(session, 1, "ep")
+    with database.engine.connect() as connection:
+        plans = [
+            row[-1]
+            for query in asked[1:]
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query[0]}", query[1])
+        ]
+    database.close()
+
+    of_windows = [step for step in plans if "monitoring_window" in step]
+    assert not [step for step in of_windows if step.startswith("SCAN") and "_waiting" not in step]
+    assert not [step for step in plans if step == "USE TEMP B-TREE FOR ORDER BY"]

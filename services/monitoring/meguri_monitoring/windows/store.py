@@ -16,8 +16,8 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
-    and_,
     delete,
+    func,
     or_,
     text,
     update,
@@ -33,12 +33,15 @@ from meguri_monitoring.verdicts.judging import Judged
 from meguri_monitoring.windows.windows import Part, Planner, Window
 
 KEPT = 2000
-"""Judged windows of a version that are kept, and of all versions before the present rollout, beside those of episodes."""
+"""Judged windows of a version that are kept, and of all versions before the present rollout, beside those of episodes: of each
+episode as many, the first ones."""
 LEASE = 5.0
 """Seconds after which another replica takes over from one that was recording."""
 
 _PLANNER = TypeAdapter(Planner)
 _JUDGED = TypeAdapter(Judged)
+_WAITING = text("judged IS NULL")
+_OF_EPISODE = text("episode IS NOT NULL")
 
 
 class PlannedRow(SQLModel, table=True):
@@ -59,6 +62,9 @@ class WindowRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_monitoring_window_key", "model", "version", "rollout", "length", "key", unique=True),
         Index("ix_monitoring_window_decided", "decided", "model", "version", "number"),
+        Index("ix_monitoring_window_number", "model", "version", "rollout", "number"),
+        Index("ix_monitoring_window_waiting", "id", sqlite_where=_WAITING, postgresql_where=_WAITING),
+        Index("ix_monitoring_window_episode", "episode", sqlite_where=_OF_EPISODE, postgresql_where=_OF_EPISODE),
     )
 
     id: int | None = Field(default=None, sa_column=Column(BIG, primary_key=True, autoincrement=True))
@@ -218,10 +224,11 @@ def to_count(session: Session, ids: Sequence[int]) -> list[PartRow]:
 def all_uncounted(session: Session) -> list[tuple[WindowRow, list[int], bool]]:
     """Return the windows that wait to be counted, with the ids of their parts that do, and whether they wait for a verdict."""
     waiting = select(WindowRow).where(
+        col(WindowRow.judged).is_(None),
         or_(
-            and_(col(WindowRow.number).is_not(None), col(WindowRow.judged).is_(None)),
+            col(WindowRow.number).is_not(None),
             col(WindowRow.id).in_(select(PartRow.window).where(col(PartRow.counted).is_(None))),
-        )
+        ),
     )
     rows = session.exec(waiting.order_by(col(WindowRow.id))).all()
     parts: dict[int, list[int]] = {row.id or 0: [] for row in rows}
@@ -339,8 +346,10 @@ def mark_decided(session: Session, id_: int) -> None:
 
 
 def mark_episode(session: Session, id_: int, episode: str) -> None:
-    """Say that a window belongs to an episode, and is kept as long as that is."""
-    session.connection().execute(update(WindowRow).where(col(WindowRow.id) == id_).values(episode=episode))
+    """Say that a window belongs to an episode, and is kept as long as that is; not of one that seems to have no end."""
+    kept = select(WindowRow.id).where(WindowRow.episode == episode).limit(KEPT)
+    few = select(func.count()).select_from(kept.subquery()).scalar_subquery() < KEPT
+    session.connection().execute(update(WindowRow).where(col(WindowRow.id) == id_, few).values(episode=episode))
 
 
 # --- one at a time
