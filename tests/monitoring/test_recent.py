@@ -53,3 +53,14 @@ def test_no_more_is_held_than_the_latest(monkeypatch):
     monkeypatch.setattr(recent, "MAX_BYTES", 1)
     assert held((1, 1), (2, 2)).between("m", 1, 2, 2).height == 10
     assert held((1, 1), (2, 2)).between("m", 1, 1, 2) is None
+
+
+def test_columns_of_several_types_are_read_from_the_table_where_they_are_of_one():
+    """Such as numbers of several replicas, whole ones and others, or a text that nobody filled in."""
+    found = Recent()
+    for sequence, x in enumerate(([1.5, 2.5], [1, 2], [None, None]), 1):
+        found.add(sequence, sequence, read(message("m", values(2, 1), x=x, y=[0.5, 0.5]), sequence))
+
+    assert found.between("m", 1, 1, 2) is None
+    assert found.between("m", 1, 2, 3) is None
+    assert found.between("m", 1, 2, 2)["x"].to_list() == [1, 2]

@@ -41,13 +41,14 @@ class Recent:
             self._groups.popleft()
 
     def between(self, model: str, version: int, first: int, last: int) -> pl.DataFrame | None:
-        """Return what `tables.between` would; None if not all of it is held."""
+        """Return what `tables.between` would; None if not all of it is held, or in columns of several types."""
         groups = list(self._groups)
         if not groups or first < groups[0].first or last > groups[-1].last:
             return None
         frames = [frame for group in groups for frame in group.rows.get((model, version), ())]
         near = [frame for frame in frames if first <= frame[SEQUENCE][0] <= last]
-        if not near:
+        if not near or any(frame.schema != near[0].schema for frame in near):
+            # The table has one type for each column.
             return None
         return pl.concat(near).filter(pl.col(ROLE) != SHADOW)
 
