@@ -1,10 +1,12 @@
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meguri_contracts.spec import Monitor
 from meguri_monitoring.windows import windows
+from meguri_monitoring.windows.counting import rows_of
 from meguri_monitoring.windows.windows import SECOND, Part, Planner, Window, plan
 
 
@@ -198,3 +200,43 @@ def test_a_clock_that_is_ahead_closes_no_window():
     assert not ahead.windows
     assert (after.late, after.planner.late) == ({}, 1)
     assert [(one.number, one.rows) for one in after.windows] == [(0, 3)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(-7200, 7200), max_size=8),
+            st.integers(0, 3600),
+            st.sampled_from([None, 60.0, 3600.0, 86_400.0]),
+        ),
+        max_size=12,
+    ),
+    st.integers(1, 6),
+)
+@settings(max_examples=300, deadline=None)
+def test_every_row_is_counted_once_or_late_whatever_its_clock_says(messages, part_rows):
+    """Rows a day behind and hours ahead, clocks that go back, and rules that change meanwhile."""
+    planner, now, sent, counted = Planner(), 1_000_000, [], []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(windows, "PART_ROWS", part_rows)
+        for sequence, (offsets, later, seconds) in enumerate(messages, 1):
+            now += later
+            times = np.array([(now + offset) * SECOND for offset in offsets], np.int64)
+            sent += [(sequence, int(time), len(sent) + nth) for nth, time in enumerate(times)]
+            one = plan(planner, sequence, times, rule(window_seconds=seconds, late_seconds=60), stored=now * SECOND)
+            planner = one.planner
+            counted += [(part, window.key, window.length) for window in one.windows for part in window.parts]
+    frame = pl.DataFrame(sent, {"sequence": pl.Int64, "time": pl.Datetime("us", "UTC"), "row": pl.Int64}, orient="row")
+    rows = [row for part, key, length in counted for row in rows_of(frame, part, key, length)["row"]]
+
+    assert len(rows) == len(set(rows)) == sum(part.rows for part, _, _ in counted)
+    assert len(rows) + planner.late + sum(window.part_rows for window in planner.open) == len(sent)
+
+
+def test_a_row_that_claims_a_later_hour_of_the_window_that_is_open_is_one_of_it():
+    """What is in a window is told by the times of its rows: one that is left out for its clock would take another's place."""
+    day = rule(window_seconds=86_400)
+    times = np.array([3600, 4 * 3600, 3660], np.int64) * SECOND
+    planner = plan(Planner(), 1, times, day, stored=3700 * SECOND).planner
+
+    assert (planner.open[0].rows, planner.late) == (3, 0)

@@ -18,7 +18,7 @@ PART_ROWS = 20_000
 SECOND = 1_000_000
 """In the unit of times: microseconds since 1970."""
 AHEAD = 3600 * SECOND
-"""By how much the clock of who predicts may be ahead of the broker's: what is said to be of later is in no window by time."""
+"""By how much the clock of who predicts may be ahead of the broker's: no window by time is opened that begins later."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def plan(
     late: dict[int, int] = {}
     patience = round(rule.late_seconds * SECOND)
     if stored is not None:
-        ahead = times > stored + AHEAD
+        # By windows and not by rows: a window consists of all rows of its messages whose times lie in it.
+        ahead = times // length * length > stored + AHEAD
         planner = replace(planner, late=planner.late + int(ahead.sum()))
         times = times[~ahead]
     planner = _by_time(planner, sequence, times, patience, news, late, stored)
