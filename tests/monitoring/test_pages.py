@@ -120,6 +120,13 @@ def test_samples_and_traces_lead_on():
     assert f"trace {TRACE}" in text(pages.of_episode(story(), LOOK))
 
 
+def test_a_page_says_by_which_command_the_episode_is_computed_again():
+    for about in KINDS:
+        told = story(about)
+        command = f"meguri whatif {told.opening.episode}"
+        assert (command in text(pages.of_episode(told, LOOK))) == (about != "schema")
+
+
 def test_an_episode_without_anything_kept_of_it_has_a_page():
     told = replace(story(samples=(), traces=()), compared=[], looked=[], happened=[])
     shown = text(pages.of_episode(told, LOOK))

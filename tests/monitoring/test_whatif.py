@@ -1,12 +1,15 @@
+import json
+
 import pytest
 
+from meguri_chassis.profiles import profile_of
 from meguri_contracts.errors import Invalid
-from meguri_contracts.events import DriftDetected, EpisodeResolved
+from meguri_contracts.events import DriftDetected, EpisodeResolved, ModelTrained, PromotionRejected
 from meguri_contracts.spec import Monitor
 from meguri_contracts.topology import LOG
 from meguri_monitoring.whatif import asking
-from tests.conftest import until
-from tests.monitoring.conftest import WINDOW, message, values
+from tests.conftest import ROOT, until
+from tests.monitoring.conftest import FEATURES, WINDOW, message, values
 
 
 async def drifted(monitoring) -> str:
@@ -74,6 +77,25 @@ async def test_another_rule_or_the_reference_of_another_version_may_be_asked_for
     found = await ask(monitoring, episode, version=2)
     assert found["changed"] == {"version": 2}
     assert [one["score"] for one in found["windows"]] != [one["score"] for one in found["happened"]["windows"]]
+
+
+async def test_a_version_that_was_trained_and_never_served_has_a_reference_too(monitoring):
+    episode = await drifted(monitoring)
+    # Trained on what the live rows look like now.
+    profile = await monitoring.artifacts.put(profile_of(FEATURES, values(1000, 8, 0.8)).to_json())
+    example = json.loads((ROOT / "tests/contracts/examples/model-trained.json").read_text())["body"]
+    trained = ModelTrained.model_validate(example | {"model": monitoring.model, "run": "r-5", "profile": profile})
+    await monitoring.wire.say(trained)
+    await monitoring.wire.say(
+        PromotionRejected(model=monitoring.model, version=5, run="r-5", reason="the gate does not hold")
+    )
+
+    async def found() -> dict | None:
+        answer = await monitoring.http.get(f"/episodes/{episode}/whatif", params={"version": 5})
+        return answer.json() if answer.status_code == 200 else None
+
+    moved = [one["moved"] for one in (await until(found, "the reference of version 5"))["windows"]]
+    assert moved == [True, True, True, False, False, False, True, True]
 
 
 async def test_nothing_is_changed_by_asking(monitoring):

@@ -17,6 +17,7 @@ from meguri_contracts.events import (
     PerformanceDegraded,
     Plan,
     RolloutChanged,
+    Shadow,
 )
 from meguri_contracts.topology import LOG, PREDICTIONS
 from meguri_monitoring import store
@@ -26,6 +27,7 @@ from tests.conftest import until
 from tests.monitoring.conftest import FEATURES, Monitoring, message, values
 from tests.monitoring.test_evaluating import evaluated, evaluating, plugin, replay, request
 from tests.monitoring.test_plans import settled
+from tests.monitoring.test_quality import label
 from tests.monitoring.test_scoring import RULE, answered, at, begun
 from tests.services import name
 
@@ -59,14 +61,15 @@ class History:
             yield message(self.model, np.stack([x, y], 1), producer, time=self.time, answer=answer, **columns)
 
 
-async def roll_out(monitoring: Monitoring) -> None:
-    """Version 1 with a reference of numbers, a category and an answer."""
+async def roll_out(monitoring: Monitoring, shadow: int | None = None) -> None:
+    """Version 1 with a reference of numbers, a category and an answer; perhaps with a shadow that has the same."""
     random = np.random.default_rng(99)
     rows, colours = random.normal(size=(2000, 2)), np.where(random.random(2000) < 0.3, "red", "blue").tolist()
     profile = profile_of(FEATURES, rows, {"colour": colours}, {"probability": random.normal(0.7, 0.1, 2000).clip(0, 1)})
     deployed = await monitoring.deployed(1)
     deployed = deployed.model_copy(update={"profile": await monitoring.artifacts.put(profile.to_json())})
-    plan = Plan(champion=deployed)
+    beside = [Shadow(candidate=deployed.model_copy(update={"version": shadow, "run": "run-2"}))] if shadow else []
+    plan = Plan(champion=deployed, shadows=beside)
     await monitoring.wire.say(
         RolloutChanged(model=monitoring.model, plan=plan, previous=None, reason="the gate holds", actor="registry")
     )
@@ -80,7 +83,7 @@ async def ask(monitoring: Monitoring, episode: str, **asked: Any) -> dict[str, A
 
 async def refused(monitoring: Monitoring, episode: str, **asked: Any) -> str:
     answer = await monitoring.http.get(f"/episodes/{episode}/whatif", params=asked)
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code in (404, 422), answer.text
     return answer.json()["error"]
 
 
@@ -286,3 +289,44 @@ async def test_an_episode_of_columns_that_do_not_fit_is_refused_in_a_sentence(mo
     (opened,) = await monitoring.said(AnomalyDetected)
 
     assert "meguri dead" in await refused(monitoring, opened.episode)
+
+
+async def test_another_version_is_asked_by_its_answers_to_the_same_rows_and_by_its_reference(at, database_url):
+    """Version 1 answers less and less surely; version 2, its shadow, does not; version 3 never was asked."""
+    async with at() as monitoring:
+        await monitoring.apply(performance=RULE)
+        await roll_out(monitoring, shadow=2)
+        await settled(monitoring, (await monitoring.wire.js.stream_info(LOG)).state.last_seq)
+        random = np.random.default_rng(4)
+        for number in range(9):
+            await asked_both(monitoring, random, unsure=number in (4, 5, 6))
+            if number == 6:
+                (prediction,) = await monitoring.said(DriftDetected)
+                (degraded,) = await monitoring.said(PerformanceDegraded)
+        await monitoring.said(EpisodeResolved)
+        await concluded(monitoring, database_url)
+        before = await everything(monitoring)
+
+        for episode in (prediction.episode, degraded.episode):
+            assert [one["same"] for one in (await ask(monitoring, episode))["would"]] == [True]
+            found = await ask(monitoring, episode, version=2)
+            assert (found["would"], found["changed"]) == ([], {"version": 2})
+            assert "version 3" in await refused(monitoring, episode, version=3)
+        notes = (await ask(monitoring, prediction.episode, version=2))["notes"]
+        assert notes == ["version 2 was asked 900 of these 900 rows too; the others are left out"]
+        assert await everything(monitoring) == before
+
+
+async def asked_both(monitoring: Monitoring, random: np.random.Generator, *, unsure: bool) -> None:
+    """A hundred rows that version 1 answers and version 2 beside it, and their labels."""
+    ids = [name("p") for _ in range(100)]
+    rows = random.normal(size=(100, 2))
+    colours = np.where(random.random(100) < 0.3, "red", "blue").tolist()
+    columns = {"x": rows[:, 0], "y": rows[:, 1], "colour": colours}
+    for version, role, level in ((1, "champion", 0.4 if unsure else 0.7), (2, "shadow", 0.7)):
+        answer = {"label": [7] * 100, "probability": random.normal(level, 0.1, 100).clip(0, 1).tolist()}
+        told = {"ids": ids, "role": role, "version": version, "time": datetime.now(UTC), "answer": answer}
+        if unsure and version == 1:
+            answer["label"] = [8] * 100
+        await monitoring.predict(message(monitoring.model, rows, **told, **columns))
+    await label(monitoring, dict.fromkeys(ids, 7))

@@ -48,6 +48,10 @@ PAGE: dict[str, tuple[str, str]] = {
     "page.done": ("What was done", "経過と対応"),
     "page.nothing": ("Nothing yet.", "まだありません。"),
     "page.closer": ("For a closer look", "詳細情報"),
+    "page.whatif": (
+        "Would it have been one under another rule, or with another version?",
+        "別のルールや別のバージョンならどう判定されたかは、次のコマンドで確かめられます。",
+    ),
     "page.samples": ("Predictions, for example", "予測の例"),
     "page.traces": ("Traces of these", "トレース"),
     "page.windows": (

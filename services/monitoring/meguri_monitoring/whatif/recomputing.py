@@ -50,7 +50,7 @@ class Span:
     or_before: bool
     """Whether it would have begun at once: then perhaps before what was recomputed."""
     same: bool
-    """Whether it is the one that happened: about the same, begun at the same place."""
+    """Whether it is the one that happened: about the same, begun at the same place, or of quality, while it was open."""
     subject: str
     producer: str
     share: float
@@ -86,8 +86,18 @@ def recomputed(
                 state = episodes.evolve(state, event, time=now)
                 at_once = not whole and number <= (look.runs or rule.windows)
                 spans = _grown(spans, event, seen, at_once=at_once, happened=happened)
+            if spans and not spans[-1].same and _begins(happened, look, rule, state, now):
+                spans[-1] = replace(spans[-1], same=True)
         shown.add(replace(seen, said=", ".join(_WORDS.get(type(event), "opened") for event in said)))
     return Outcome(tuple(spans), shown.found)
+
+
+def _begins(happened: str, look: Look, rule: Monitor, state: State, now: datetime) -> bool:
+    """Whether what happened began with a look at what is looked at one by one, and had not begun before: live some are missed."""
+    if not look.moved or look.runs != 1 or not state.episodes:
+        return False
+    said = episodes.decide_look(replace(state, episodes=()), [look], rule, now)
+    return any(getattr(event, "episode", "") == happened for event in said)
 
 
 class _Shown:
