@@ -73,7 +73,7 @@ class Kept:
     def begins(self, places: Sequence[Place]) -> tuple[int, int]:
         """Return the first and the last row with which the first of these windows by rows, each behind the other, can begin.
 
-        They are the same as soon as one of the windows begins or ends with a message. Raises Invalid when there is no such row.
+        They are the same if one of the windows after the first begins with a message. Raises Invalid without such a row.
         """
         least, most, before = 0, self.count, 0
         for place in places:

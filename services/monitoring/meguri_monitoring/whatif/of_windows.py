@@ -39,7 +39,7 @@ class Stretch:
 
     places: tuple[Place, ...]
     anchor: tuple[Place, ...]
-    """Windows right before these, back to one that is known to begin with a message if there is one."""
+    """Windows right before these, as many as it takes to know where in a message they begin, if they are kept."""
     history: int = 0
     """How many of the windows are only what those behind them are held against."""
 
@@ -63,8 +63,10 @@ def stretch(session: Session, past: Past, rule: Monitor) -> Stretch:
         # Windows that nobody needed are forgotten: it begins behind them.
         begin += 1
     anchor = begin
-    while anchor and not _begins_with_message(known, anchor) and known[anchor - 1].number + 1 == known[anchor].number:
+    while anchor and not known[anchor].length and known[anchor - 1].number + 1 == known[anchor].number:
         anchor -= 1
+        if known[anchor].last < known[anchor + 1].first:
+            break
     return Stretch(tuple(known[begin : max(end, at + 1)]), tuple(known[anchor:begin]), max(shown - begin, 0))
 
 
@@ -78,11 +80,6 @@ def _ended_before(session: Session, past: Past, known: Sequence[Place]) -> int:
     return max(0, found + 1 - past.rule.windows)
 
 
-def _begins_with_message(known: Sequence[Place], at: int) -> bool:
-    one, earlier = known[at], known[at - 1]
-    return bool(one.length) or (earlier.number + 1 == one.number and earlier.last < one.first)
-
-
 class Rows:
     """The rows of the windows of a stretch, in the windows that there were or in others of `window_rows` each."""
 
@@ -91,6 +88,8 @@ class Rows:
     ) -> None:
         """`theirs` is the table of another version whose answers are taken in place of these."""
         self._stretch, self._window_rows = stretch, window_rows
+        self.unsure = 0
+        """How many rows later the windows may have begun: it is not always known where in a message."""
         first = min(one.first for one in (*stretch.anchor, *stretch.places))
         last = max(one.last for one in stretch.places)
         self._kept = Kept(_scan(uri), SEQUENCE, first, last, rest)
@@ -127,7 +126,9 @@ class Rows:
         places = self._stretch.places
         if any(one.length for one in places):
             return min(self._kept.span(one)[0] for one in places), max(self._kept.span(one)[1] for one in places)
-        begin = self._kept.begins((*self._stretch.anchor, *places))[0] + sum(one.rows for one in self._stretch.anchor)
+        least, most = self._kept.begins((*self._stretch.anchor, *places))
+        self.unsure = most - least
+        begin = least + sum(one.rows for one in self._stretch.anchor)
         return begin, begin + sum(one.rows for one in places)
 
 

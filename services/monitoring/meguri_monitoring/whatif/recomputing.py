@@ -93,7 +93,7 @@ def recomputed(
 
 
 def _begins(happened: str, look: Look, rule: Monitor, state: State, now: datetime) -> bool:
-    """Whether what happened began with a look at what is looked at one by one, and had not begun before: live some are missed."""
+    """Whether what happened began with a look at which it had begun here before: live not every label is looked at."""
     if not look.moved or look.runs != 1 or not state.episodes:
         return False
     said = episodes.decide_look(replace(state, episodes=()), [look], rule, now)

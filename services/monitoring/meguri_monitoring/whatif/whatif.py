@@ -120,6 +120,10 @@ def _by_windows(how: _How, reference: Profile | None) -> tuple[Outcome, tuple[Se
     else:
         counted = of_windows.looked(rows.windows(), reference, rule, past)
     outcome = how.decided(of_windows.looks_of(counted, rule, about), whole=whole)
+    if rows.unsure:
+        how.notes.append(
+            f"the windows may have begun up to {rows.unsure} rows later: those before them are no longer kept"
+        )
     if theirs:
         how.notes.append(_answered(how.question.version, *rows.answered))
     return outcome, happened
