@@ -298,12 +298,12 @@ async def test_another_version_is_asked_by_its_answers_to_the_same_rows_and_by_i
         await roll_out(monitoring, shadow=2)
         await settled(monitoring, (await monitoring.wire.js.stream_info(LOG)).state.last_seq)
         random = np.random.default_rng(4)
-        for number in range(9):
+        for number in range(11):
             await asked_both(monitoring, random, unsure=number in (4, 5, 6))
             if number == 6:
                 (prediction,) = await monitoring.said(DriftDetected)
                 (degraded,) = await monitoring.said(PerformanceDegraded)
-        await monitoring.said(EpisodeResolved)
+        await monitoring.said(EpisodeResolved, 2)
         await concluded(monitoring, database_url)
         before = await everything(monitoring)
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import polars as pl
@@ -17,7 +17,6 @@ from meguri_monitoring.episodes import looks, volume
 from meguri_monitoring.episodes.looks import Look
 from meguri_monitoring.predictions import tables
 from meguri_monitoring.predictions.predictions import SEQUENCE, parts_of
-from meguri_monitoring.quality import matching
 from meguri_monitoring.verdicts.judging import Judged
 from meguri_monitoring.whatif import store as whatif_store
 from meguri_monitoring.whatif.kept import GONE, Kept, Place
@@ -29,6 +28,8 @@ from meguri_monitoring.windows.store import WindowRow
 
 BEFORE = 20
 """Windows before the one that began the episode that are recomputed too, at least."""
+AROUND = timedelta(hours=1)
+"""How long before or after a version its shadow has answered the same row."""
 MOST = 20_000
 """Windows that are recomputed at once."""
 
@@ -141,9 +142,16 @@ class _Answers:
         self.asked = self.found = 0
 
     def __call__(self, rows: pl.DataFrame) -> pl.DataFrame:
-        found = matching.rows_of(self._rows, rows["prediction_id"].to_list(), self._columns)
+        if rows.is_empty():
+            return rows
+        began, ended = cast(datetime, rows["time"].min()), cast(datetime, rows["time"].max())
+        near = self._rows.filter(pl.col("time").is_between(began - AROUND, ended + AROUND))
+        asked = near.filter(pl.col("prediction_id").is_in(rows["prediction_id"].implode()))
+        found = asked.select("prediction_id", *self._columns).collect(engine="streaming")
         _, own = parts_of(rows.columns)
-        both = rows.drop(own).join(found.drop(SEQUENCE), on="prediction_id", how="inner", maintain_order="left")
+        both = rows.drop(own).join(
+            found.unique("prediction_id"), on="prediction_id", how="inner", maintain_order="left"
+        )
         self.asked += rows.height
         self.found += both.height
         return both
