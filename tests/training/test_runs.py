@@ -30,7 +30,7 @@ from meguri_contracts.events import (
     TrainingStarted,
     Window,
 )
-from meguri_contracts.spec import Action, ModelSpec
+from meguri_contracts.spec import Action, ModelSpec, Monitor, Notify, PredictionLog, Retrain
 from meguri_training.runs import MAX_TRIGGERS, PATIENCE, QUIET, Data, Model, decide, evolve, is_stormy, why_not
 
 MAX_HOPS = 16
@@ -259,6 +259,24 @@ def test_a_spec_that_only_says_otherwise_when_to_learn_is_no_reason(trained):
 
     assert trained.model.spec_version == 2
     assert trained.decide() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"notify": Notify(urls=("json://example.com",), language="ja")},
+        {"monitor": Monitor(window_rows=1000)},
+        {"log": PredictionLog(durable=True)},
+        {"retrain": Retrain(fresh_rows=50)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_spec_that_learns_nothing_else_is_no_reason(trained, change):
+    spec = trained.model.spec.model_copy(update=change)
+    applied = SpecApplied(model=spec.model, version=2, digest="2", spec=spec, actor="ada")
+    after = evolve(trained.model, applied, "e-2", datetime(2026, 5, 1, tzinfo=UTC))
+
+    assert (after.spec, after.spec_version, after.triggers) == (spec, 2, trained.model.triggers)
 
 
 def test_drift_waits_for_the_first_new_rows_and_makes_any_number_enough(trained):

@@ -297,7 +297,7 @@ def _that_matter(model: Model) -> tuple[Trigger, ...]:
 
 def _learned(spec: ModelSpec) -> dict[str, Any]:
     """What a run and its verdict depend on: a change of when to learn, how to watch or how to roll out makes no other model."""
-    return spec.model_dump(exclude={"retrain", "rollout", "log", "monitor"})
+    return spec.model_dump(exclude={"retrain", "rollout", "log", "monitor", "notify"})
 
 
 def _after(model: Model, answered: tuple[Trigger, ...]) -> tuple[Trigger, ...]:
