@@ -327,7 +327,7 @@ async def test_two_replicas_and_one_that_dies_in_a_step_score_each_label_once(at
     await asyncio.gather(*(asyncio.to_thread(drain, joiner) for joiner in (one, two)))
 
     with database.read() as session:
-        rows = score_store.order(session, monitoring.model, 1, 0, 1000)
+        rows = score_store.order(session, Range(monitoring.model, 1), 0, 1000)
         assert score_store.total(session, Range(monitoring.model, 1))[0] == 200
     assert sorted(row.prediction_id for row in rows) == sorted(ids)
     assert [row.number for row in rows] == list(range(1, 201))
