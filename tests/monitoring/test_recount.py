@@ -17,7 +17,7 @@ from meguri_contracts.events import Artifact, Label, LabelsArrived
 from meguri_contracts.topology import subject
 from meguri_monitoring import projection, store
 from meguri_monitoring.app import MIGRATIONS
-from meguri_monitoring.predictions import predictions, tables
+from meguri_monitoring.predictions import predictions, tables, writing
 from meguri_monitoring.quality import joining, showing
 from meguri_monitoring.quality.joining import Joiner
 from tests.monitoring import recount
@@ -79,7 +79,7 @@ class Chaos:
         body = message(MODEL, rows, version=version, ids=ids, role=role, entity=entity, time=at, answer=answer)
         # Delivered twice now and then: the table takes it once.
         for _ in range(self.random.choice([1, 1, 2])):
-            tables.append(self.uri(version), predictions.read(body, self.sequence))
+            writing.Writer().append(self.uri(version), predictions.read(body, self.sequence))
 
     def answers(self, rows: int) -> dict[str, list[Any]]:
         if self.task == "regression":
@@ -195,7 +195,7 @@ def database(tmp_path: Path) -> Any:
 def test_quality_is_that_of_a_recount_however_badly_labels_come(database, tmp_path, monkeypatch, task, seed):
     monkeypatch.setattr(joining, "LABELS", 7)
     monkeypatch.setattr(joining, "ROWS", 10)
-    monkeypatch.setattr(tables, "COMPACT_EVERY", 5)
+    monkeypatch.setattr(writing, "COMPACT_EVERY", 5)
     chaos = Chaos(database, tmp_path / "data", task, seed)
     for _ in range(60):
         chaos.step()
