@@ -23,7 +23,7 @@ run: setup ## Start a broker and all services, play the story on real data, go o
 	@$(RUN) -m infra.local.run $(if $(ONCE),--once) $(if $(BARE),--bare)
 
 test: setup ## Run all tests
-	@.venv/bin/pytest -n 4 --dist loadgroup $(ARGS)
+	@.venv/bin/pytest -n 3 $(ARGS)
 
 check: setup ## Check format, lint, imports and types
 	@.venv/bin/ruff format --check .

@@ -14,11 +14,17 @@ from typing import Any
 import pytest
 
 from tests.postgres import HAS_POSTGRES, running_postgres
+from tests.scheduling import Sharing
 
 ROOT = Path(__file__).parent.parent
 NATS_SERVER = os.environ.get("MEGURI_NATS_SERVER") or str(ROOT / ".tools/nats/embedded_nats/bin/nats-server")
 PATIENCE = 100.0
 """Seconds after which a condition that did not come true fails its test: far more than it takes on a machine that is busy."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
+    return Sharing(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

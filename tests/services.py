@@ -17,7 +17,7 @@ from meguri_chassis.service import Service
 from meguri_contracts.events import Event, SpecApplied
 from meguri_contracts.spec import ModelSpec
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, subject
-from tests.conftest import PATIENCE, Broker, until
+from tests.conftest import Broker, until
 
 E = TypeVar("E", bound=Event)
 
@@ -104,6 +104,6 @@ class Wire:
 async def wire(broker: Broker) -> AsyncIterator[Wire]:
     client = await nats.connect(broker.url)
     try:
-        yield Wire(client.jetstream(timeout=PATIENCE))
+        yield Wire(client.jetstream(timeout=30))
     finally:
         await client.close()

@@ -350,8 +350,11 @@ async def test_a_model_that_nothing_can_be_concluded_for_keeps_no_other_waiting(
         for one in (monitoring, well):
             await one.predict(*(message(one.model, values(WINDOW, seed, 3.0)) for seed in (1, 2)))
         await well.said(DriftDetected)
-        reasons = (await monitoring.http.get("/health/ready")).json()["reasons"]
-        assert reasons == ["nothing is concluded from windows: a-broken: this is odd"]
+
+        async def reasons() -> list[str]:
+            return (await monitoring.http.get("/health/ready")).json()["reasons"]
+
+        assert await until(reasons, "a reason") == ["nothing is concluded from windows: a-broken: this is odd"]
 
         broken.clear()
         await monitoring.said(DriftDetected)

@@ -28,7 +28,7 @@ from meguri_contracts.topology import CONSUMERS, EVENT_PREFIX, LOG, PREDICTION_P
 from tests.conftest import PATIENCE, until
 from tests.system.conftest import environment
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("fuzz")]
+pytestmark = pytest.mark.timeout(600)
 
 EXAMPLES = Path(__file__).parents[1] / "contracts/examples"
 AS_MANY_AS = int(os.environ.get("MEGURI_FUZZ_EXAMPLES", "15"))

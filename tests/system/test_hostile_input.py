@@ -14,7 +14,7 @@ from meguri_contracts.topology import DEAD, DEAD_PREFIX
 from tests.conftest import PATIENCE, until
 from tests.system.conftest import Laptop
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("story")]
+pytestmark = pytest.mark.timeout(600)
 
 ROW = images(0, 1)[0]
 

@@ -12,7 +12,7 @@ from meguri.client import Meguri
 from tests.conftest import PATIENCE, ROOT
 from tests.system.conftest import Laptop, environment
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("story")]
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_every_step_of_the_story_was_observed(laptop: Laptop):

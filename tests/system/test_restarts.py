@@ -15,7 +15,7 @@ from meguri.client import Meguri
 from tests.conftest import until
 from tests.system.conftest import Laptop
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("story")]
+pytestmark = pytest.mark.timeout(600)
 
 ARRIVALS = 60
 KILL_AFTER = (20, 40)

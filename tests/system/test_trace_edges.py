@@ -7,7 +7,7 @@ import pytest
 from meguri.traces import Span, read
 from tests.system.conftest import Laptop
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("story")]
+pytestmark = pytest.mark.timeout(600)
 
 EDGES = [
     # who says, what -> who reacts, with what
