@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from meguri_chassis.artifacts import Artifacts
-from meguri_contracts.events import AnomalyDetected, EpisodeResolved, MeasuresRefilled
+from meguri_contracts.events import AnomalyDetected, EpisodeResolved, Event, MeasuresRefilled
 from meguri_contracts.spec import ModelSpec
 from meguri_monitoring.evaluators import measure_tables
 from meguri_monitoring.predictions.writing import TableBusy
@@ -23,6 +23,8 @@ from tests.monitoring.conftest import Monitoring, message, monitoring_in, values
 from tests.monitoring.test_killed import Replica
 from tests.services import name, wire
 
+LONG = 90.0
+"""Seconds; an evaluator's process has to be started first, now and then several times."""
 PLUGIN = """
 import os
 from pathlib import Path
@@ -114,8 +116,13 @@ def table(monitoring: Monitoring, evaluator: str = "sizes") -> pl.DataFrame:
 
 async def evaluated(monitoring: Monitoring, count: int) -> list[str]:
     """The keys in the table once there are as many."""
-    await until(lambda: table(monitoring).height >= count, f"{count} rows")
+    await until(lambda: table(monitoring).height >= count, f"{count} rows", within=LONG)
     return table(monitoring)["key"].to_list()
+
+
+async def told(monitoring: Monitoring, kind: type[Event]) -> list[Any]:
+    """What was said of an evaluator that fails, after as many tries as that takes."""
+    return await until(lambda: monitoring.wire.said(kind, monitoring.model), kind.kind(), within=LONG)
 
 
 async def test_each_request_is_evaluated_once_and_in_the_order_of_the_stream(own_broker, tmp_path, plugin):
@@ -254,6 +261,15 @@ def install_other(plugin: Path) -> None:
     (plugin / "other_plugin.py").write_text(PLUGIN.replace('"broken"', '"never"').replace('"stuck"', '"never"'))
 
 
+def test_rows_that_were_made_in_lots_are_written_in_their_order(tmp_path):
+    about = {"time": [datetime(2026, 5, 1, tzinfo=UTC)], "producer": ["camera-a"]}
+    lots = [pl.DataFrame({"key": [str(n)]} | about) for n in range(20)]
+
+    measure_tables.append(f"{tmp_path}/table", pl.concat(lots, rechunk=False), after=0, last=50)
+
+    assert pl.read_delta(f"{tmp_path}/table")["key"].to_list() == [str(n) for n in range(20)]
+
+
 async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_broker, tmp_path, plugin, capsys):
     install_other(plugin)
     (plugin / "broken").touch()
@@ -261,11 +277,11 @@ async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_br
         id_, body = request(monitoring)
         await monitoring.predict(body)
 
-        warning = await until(lambda: warned(monitoring, "sizes"), "a warning")
+        warning = await until(lambda: warned(monitoring, "sizes"), "a warning", within=LONG)
         assert "nothing to divide by" in warning
         assert "Traceback" in (printed := capsys.readouterr().err)
         assert "ZeroDivisionError" in printed
-        await until(lambda: table(monitoring, "other").height == 1, "the other's row")
+        await until(lambda: table(monitoring, "other").height == 1, "the other's row", within=LONG)
         (plugin / "broken").unlink()
         assert await evaluated(monitoring, 1) == [id_]
         await until(lambda: not_warned(monitoring), "the warning gone")
@@ -282,14 +298,14 @@ async def test_an_evaluator_that_never_comes_back_stops_no_other_and_goes_on_onc
         id_, body = request(monitoring)
         await monitoring.predict(body)
 
-        await until(lambda: table(monitoring, "other").height == 1, "the other's row", within=60)
-        assert "took longer than 5 s" in await until(lambda: warned(monitoring, "sizes"), "a warning", within=60)
-        (opened,) = await monitoring.said(AnomalyDetected)
+        await until(lambda: table(monitoring, "other").height == 1, "the other's row", within=LONG)
+        assert "took longer than 5 s" in await until(lambda: warned(monitoring, "sizes"), "a warning", within=LONG)
+        (opened,) = await told(monitoring, AnomalyDetected)
         assert (opened.about, opened.subject, opened.value, opened.action) == ("evaluator", "sizes", 0, "notify")
         assert "sizes waits until it is put right, and then goes on where it is: it took longer than 5 s" in opened.text
         (plugin / "stuck").unlink()
         assert await evaluated(monitoring, 1) == [id_]
-        (ended,) = await monitoring.said(EpisodeResolved)
+        (ended,) = await told(monitoring, EpisodeResolved)
         assert ended.episode == opened.episode
         await until(lambda: not_warned(monitoring), "the warning gone")
 
@@ -303,7 +319,7 @@ async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_
         (first, one), (bad, two), (last, three) = (request(monitoring, size=size) for size in (1, 13, 2))
         await monitoring.predict(one, two, three)
 
-        (opened,) = await monitoring.said(AnomalyDetected)
+        (opened,) = await told(monitoring, AnomalyDetected)
         assert table(monitoring)["key"].to_list() == [first, last]
         assert (opened.about, opened.value, opened.samples) == ("evaluator", 1, (bad,))
         assert f"{bad}: its process died" in opened.text
@@ -316,7 +332,7 @@ async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_
 
         assert (too_early["rows"], too_early["written"]) == (2, 0)
         assert (refilled["rows"], refilled["written"]) == (3, 1)
-        (ended,) = await monitoring.said(EpisodeResolved)
+        (ended,) = await told(monitoring, EpisodeResolved)
         assert ended.episode == opened.episode
 
 
@@ -325,7 +341,7 @@ async def test_an_unknown_evaluator_is_a_warning_that_names_those_that_are_insta
         id_, body = request(monitoring)
         await monitoring.predict(body)
 
-        warning = await until(lambda: warned(monitoring, "seizes"), "a warning")
+        warning = await until(lambda: warned(monitoring, "seizes"), "a warning", within=LONG)
         assert "no evaluator 'seizes' is installed; installed are: " in warning
         assert "sizes" in warning.partition("installed are: ")[2]
         assert await evaluated(monitoring, 1) == [id_]

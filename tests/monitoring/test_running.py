@@ -1,5 +1,6 @@
 """Plug-ins in their own processes: whatever they do there is a failure with a reason, and the next call works."""
 
+import gc
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -79,7 +80,7 @@ async def plug_ins(tmp_path: Path) -> AsyncIterator[PlugIns]:
     ],
 )
 async def test_whatever_a_plug_in_does_is_a_failure_with_a_reason_and_then_it_works_again(
-    plug_ins, order, does, reason
+    plug_ins, order, does, reason, caplog
 ):
     order.write_text(does)
     with pytest.raises(PlugInFailed, match=reason):
@@ -89,6 +90,8 @@ async def test_whatever_a_plug_in_does_is_a_failure_with_a_reason_and_then_it_wo
     rows = await plug_ins.evaluated("odd", PREDICTIONS)
     assert rows is not None
     assert rows.select("key", "_version").rows() == [("r", 1)]
+    gc.collect()
+    assert not [one.getMessage() for one in caplog.records if one.name == "asyncio"]
 
 
 async def test_processes_of_plug_ins_end_with_the_service_and_rows_are_what_they_were(tmp_path, order):

@@ -94,6 +94,7 @@ class WorkerProcess:
                 done, _ = await asyncio.wait([future], timeout=seconds)
                 if done:
                     return future.result()
+                future.cancel()
             except BrokenProcessPool as error:
                 self.end()
                 raise ProcessDied(self._name) from error

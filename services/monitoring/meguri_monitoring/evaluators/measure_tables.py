@@ -136,7 +136,9 @@ def _write(table: DeltaTable, rows: pl.DataFrame, marker: Transaction) -> None:
     try:
         rows = rows.cast({name: kind for name, kind in columns.items() if name in rows.columns})
         mode = "merge" if added or len(rows.columns) < len(columns) else None
-        write_deltalake(table, rows.to_arrow(), mode="append", schema_mode=mode, commit_properties=properties)
+        # Several chunks would be written side by side, in any order.
+        whole = rows.rechunk().to_arrow()
+        write_deltalake(table, whole, mode="append", schema_mode=mode, commit_properties=properties)
     except CommitFailedError:
         raise
     except (pl.exceptions.PolarsError, DeltaError) as error:
