@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from meguri_contracts.events import Window
+from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved, Event, NoticeSent, TrainingPostponed, Window
 from meguri_contracts.spec import EpisodeKind
+from meguri_monitoring.episodes import timeline
+from meguri_monitoring.notices.wording import Language
 from meguri_monitoring.reports.story import Amount, Days, Happened, Looked, Story, compared
 from tests.monitoring.episodes_of import TRACE, opening
 
@@ -27,7 +29,7 @@ def evidence() -> dict[str, Any]:
                 "subject": "lens",
                 "score": 0.08,
                 "threshold": 0.01,
-                "bins": ["wide", "tele", "other"],
+                "bins": ["wide", "tele", "not in the reference"],
                 "reference": {"rows": 5000, "missing": 0, "counts": [4000, 1000, 0]},
                 "current": {"rows": 500, "missing": 0, "counts": [380, 80, 40]},
                 "producers": {"camera-b": {"rows": 170, "missing": 0, "counts": [80, 50, 40]}},
@@ -46,8 +48,10 @@ def evidence() -> dict[str, Any]:
     }
 
 
-def story(about: EpisodeKind = "drift", *, ended: bool = True, **given: Any) -> Story:
+def story(about: EpisodeKind = "drift", *, ended: bool = True, language: Language = "en", **given: Any) -> Story:
     """An episode with everything that a report can show."""
+    told = opening("digits", "e-1", about, **given)
+    of: dict[str, Any] = {"model": "digits", "episode": "e-1"}
     looked = [
         Looked(
             3,
@@ -60,16 +64,23 @@ def story(about: EpisodeKind = "drift", *, ended: bool = True, **given: Any) -> 
         )
         for number, score in enumerate((0.03, 0.05, 0.02, 0.9, 1.48, 1.51, None, 1.3, 0.04, 0.03))
     ]
+    events: list[tuple[timedelta, Event, str]] = [
+        (timedelta(), told, TRACE),
+        (timedelta(seconds=2), NoticeSent(**of, moment="opened", target="mailto://smtp.example.com", subject=""), ""),
+        (
+            timedelta(seconds=9),
+            TrainingPostponed(model="digits", triggers=(), rows=0, needed=1, reason="new rows that show it are needed"),
+            TRACE,
+        ),
+        (timedelta(minutes=4), EpisodeAcknowledged(**of, version=3, about=about, actor="meguri"), ""),
+        (timedelta(minutes=61), EpisodeResolved(**of, version=3, reason="version 4 serves"), ""),
+    ]
     happened = [
-        Happened(BEGAN, "drift-detected", "The values of brightness moved; 94% of it from camera-b", TRACE),
-        Happened(BEGAN + timedelta(seconds=2), "notice-sent", "mailto://smtp.example.com was told"),
-        Happened(BEGAN + timedelta(seconds=9), "training-started", "Run r-8121 began on digits version 14", TRACE),
-        Happened(BEGAN + timedelta(minutes=3), "model-trained", "Run r-8121: accuracy 0.951"),
-        Happened(BEGAN + timedelta(minutes=4), "rollout-changed", "Version 4 became champion: the gate holds"),
-        Happened(BEGAN + timedelta(minutes=61), "episode-resolved", "Over: version 4 serves"),
+        Happened(BEGAN + after, event.kind(), timeline.sentence(event, language), trace)
+        for after, event, trace in events
     ]
     return Story(
-        opening=opening("digits", "e-1", about, **given),
+        opening=told,
         began=BEGAN,
         champion=4 if ended else 3,
         ended=BEGAN + timedelta(minutes=61) if ended else None,
@@ -80,7 +91,7 @@ def story(about: EpisodeKind = "drift", *, ended: bool = True, **given: Any) -> 
     )
 
 
-def week() -> Days:
+def week(language: Language = "en") -> Days:
     """Seven days with two episodes."""
     times = [BEGAN - timedelta(days=5) + timedelta(hours=6 * n) for n in range(28)]
     random = np.random.default_rng(3)
@@ -89,7 +100,7 @@ def week() -> Days:
         since=times[0],
         until=times[-1] + timedelta(hours=6),
         champion=4,
-        episodes=[story(), story("measure", ended=False)],
+        episodes=[story(language=language), story("measure", ended=False, language=language)],
         volume=[
             Amount(time, float(amount)) for time, amount in zip(times, random.integers(800, 2400, 28), strict=True)
         ],
@@ -99,7 +110,7 @@ def week() -> Days:
             for n, time in enumerate(times)
         ],
         versions={3: 31_000, 4: 9_000},
-        happened=story().happened,
+        happened=story(language=language).happened,
     )
 
 
@@ -112,8 +123,8 @@ def _numbers(subject: str, before: np.ndarray, now: np.ndarray, score: float) ->
         "score": score,
         "threshold": 0.1,
         "bins": [f"{low:.1f} to {high:.1f}" for low, high in pairwise(EDGES)],
-        "reference": {"rows": 5000, "missing": 0, "counts": reference.tolist()},
-        "current": {"rows": 500, "missing": 0, "counts": current.tolist()},
+        "reference": {"rows": 5000, "missing": 0, "mean": float(before.mean()), "counts": reference.tolist()},
+        "current": {"rows": 500, "missing": 0, "mean": float(now.mean()), "counts": current.tolist()},
         "producers": {
             "camera-a": {"rows": 300, "missing": 0, "counts": (current - half).tolist(), "contribution": -0.02},
             "camera-b": {"rows": 200, "missing": 0, "counts": half.tolist(), "contribution": 0.94},

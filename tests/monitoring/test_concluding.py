@@ -262,11 +262,11 @@ async def test_an_episode_tells_what_it_led_to_in_the_order_of_the_log(monitorin
     assert [(line["kind"], line["text"]) for line in episode["timeline"]] == [
         ("drift-detected", sentence(detected)),
         ("notice-sent", "mailto://ada was told that it began."),
-        ("training-postponed", "A new model is wanted and waits: new rows that show it are needed."),
+        ("training-postponed", "A new model is wanted and waits: new data that shows it is needed."),
         ("training-started", "Training began on 700 rows."),
         ("promotion-rejected", "Version 2 was turned away: the gate does not hold."),
     ]
-    assert episode["timeline"][0]["text"].startswith("It began: x is 3 standard deviations away from training; ")
+    assert episode["timeline"][0]["text"].startswith("It began: change in the incoming data (x). Very strong: ")
     assert (episode["timeline"][0]["event"], len(episode["timeline"][0]["trace"])) == (opened.id, 32)
     assert (episode["run"], episode["state"]) == ("run-9", "opened")
 

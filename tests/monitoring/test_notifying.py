@@ -122,7 +122,7 @@ async def test_an_episode_is_one_mail_when_it_begins_and_one_when_it_ends(own_br
     ]
     assert "camera-b" in mailbox.texts[0]
     assert "/episodes/e-1/report" in mailbox.texts[0]
-    assert "quiet again" in mailbox.texts[1]
+    assert "Quiet again." in mailbox.texts[1]
     assert [one["title"] for one in posted] == mailbox.subjects
     assert {(one.moment, one.target) for one in sent} == {
         (moment, target)

@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -94,14 +95,23 @@ def test_an_episode_that_is_over_tells_its_story():
     assert "over after 1 h 1 min" in shown
     assert "94% of it comes from “camera-b”" in shown
     assert "version 3 answered then, version 4 answers now" in shown
-    assert "Version 4 became champion: the gate holds" in shown
+    assert "2026-05-01 13:01:00 UTC It is over: version 4 answers now." in shown
     # Worst first.
     assert shown.index(" brightness change in") < shown.index(" contrast change in")
     assert "distance 1.48, limit 0.1" in shown
-    assert "there 4,950 345 missing 50 155" in shown
+    assert "there 4,950 rows (99.0%) 345 rows (69.0%) missing 50 rows (1.0%) 155 rows (31.0%)" in shown
+    assert "missing 1.0% → 31.0% · 30 percentage points, limit 5 percentage points" in shown
+    assert "average -0.00262 → 1.54 · distance 1.48, limit 0.1" in shown
     assert "camera-a 0% of the change · 300 rows" in shown
-    assert "2026-05-01 12:03:00 UTC" in shown
-    assert "3/4 2026-05-01 12:00:00 401 500 100 1.48 0.1" in shown
+    assert "4 2026-05-01 12:00:00 UTC 401 500 100 1.48 0.1" in shown
+
+
+def test_a_version_that_came_after_an_episode_was_over_did_not_end_it():
+    told = replace(story(), champion=5, reason="like the reference again in the last window")
+    shown = text(pages.of_episode(told, LOOK))
+
+    assert "Things are as before again. All looks as in training again in the last window." in shown
+    assert "The model was not changed: version 3 answers as before." in shown
 
 
 def test_an_open_episode_says_for_how_long_and_who_has_seen_it():
@@ -124,7 +134,7 @@ def test_a_page_says_by_which_command_the_episode_is_computed_again():
     for about in KINDS:
         told = story(about)
         command = f"meguri whatif {told.opening.episode}"
-        assert (command in text(pages.of_episode(told, LOOK))) == (about != "schema")
+        assert (command in text(pages.of_episode(told, LOOK))) == (about not in ("schema", "evaluator"))
 
 
 def test_an_episode_without_anything_kept_of_it_has_a_page():
@@ -172,7 +182,7 @@ def test_a_week_tells_its_episodes_and_numbers():
     assert "version 4 answers now" in shown
     assert "each column is 6 h." in shown
     assert 'href="../../episodes/e-1/report"' in page
-    assert "Version 3 31,000 rows" in shown
+    assert "Version 3 31,000 predictions" in shown
 
 
 def test_a_week_without_anything_has_a_page():
@@ -189,11 +199,10 @@ def test_a_week_without_anything_has_a_page():
 def test_a_histogram_has_shares_of_its_own_rows_in_steps():
     drawn = drawing.histogram(["a", "b"], [1000, 3000], [30, 10])
 
-    top = 0.75 * drawing.HEADROOM
-    low, high = 100 - 100 * 0.25 / top, 100 - 100 * 0.75 / top
-    assert drawn.reference == f"M0 100V{low:.2f}H50.00V{high:.2f}H100.00V100Z"
-    assert drawn.current == f"M0 100V{high:.2f}H50.00V{low:.2f}H100.00V100Z"
-    assert [(tick.at, tick.text) for tick in drawn.ticks] == [(25, "a"), (75, "b")]
+    assert drawn.reference == "M0 100V75.00H50.00V25.00H100.00V100Z"
+    assert drawn.current == "M0 100V25.00H50.00V75.00H100.00V100Z"
+    assert [(tick.at, tick.text) for tick in drawn.x] == [(25, "a"), (75, "b")]
+    assert [(tick.at, tick.text) for tick in drawn.y] == [(100, "0%"), (50, "50%"), (0, "100%")]
 
 
 def test_a_line_has_gaps_where_there_is_no_value_and_marks_what_is_to_be_marked():
@@ -212,3 +221,55 @@ def test_charts_take_whatever_comes(values):
     drawing.columns(values, labels)
     drawing.line(values, labels)
     drawing.histogram(labels, values, values[::-1])
+
+
+# --- for everybody ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [pages.of_episode(story("missing"), LOOK), pages.of_days(week(), LOOK)])
+def test_a_page_can_be_read_without_seeing_its_charts(page):
+    tags = Read(page).tags
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch(r"h\d", tag)]
+    charts = [attributes for tag, attributes in tags if tag == "svg"]
+
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert charts
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+    # The windows of an episode have a table of their own, others stand below their chart.
+    assert page.count("<table>") >= len(charts)
+    assert page.count("<figcaption>") == len(charts)
+
+
+@pytest.mark.parametrize("scheme", range(2), ids=["light", "dark"])
+def test_colours_differ_enough_from_what_is_behind_them(scheme):
+    colours = dict(re.findall(r"--(\w+): (#\w+);", re.findall(r":root \{(.*?)\}", LIGHT_AND_DARK, re.DOTALL)[scheme]))
+
+    for behind in ("bg", "panel"):
+        for text_ in ("ink", "second", "muted", "accent", "ok", "warn", "bad"):
+            assert contrast(colours[text_], colours[behind]) >= 4.5, (text_, behind)
+        for drawn in ("reference", "current"):
+            assert contrast(colours[drawn], colours[behind]) >= 3, (drawn, behind)
+
+
+LIGHT_AND_DARK = pages.of_days(week(), LOOK)
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as the Web Content Accessibility Guidelines have it."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    shares = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_page_leads_to_itself_in_the_other_language_and_as_data():
+    page = pages.of_days(week(), Look(MADE, "ja"))
+
+    assert 'href="?days=7&amp;language=en"' in page
+    assert 'href="?days=7&amp;language=ja&amp;format=json"' in page

@@ -38,6 +38,7 @@ async def test_an_episode_s_report_tells_it_from_beginning_to_end(monitoring):
 
     report = await monitoring.http.get(f"/episodes/{event.episode}/report")
     data = (await monitoring.http.get(f"/episodes/{event.episode}/report?format=json")).json()
+    japanese = (await monitoring.http.get(f"/episodes/{event.episode}/report?language=ja")).text
 
     assert report.headers["content-type"] == "text/html; charset=utf-8"
     assert report.headers["content-security-policy"].startswith("default-src 'none'")
@@ -47,6 +48,8 @@ async def test_an_episode_s_report_tells_it_from_beginning_to_end(monitoring):
     assert all(id_ in report.text for id_ in event.samples)
     assert (data["status"], data["story"]["champion"]) == ("resolved", 2)
     assert [one["kind"] for one in data["story"]["happened"]] == ["drift-detected", "episode-resolved"]
+    assert data["story"]["happened"][-1]["text"] == "It is over: version 2 answers now."
+    assert "解消しました。現在はバージョン 2 が稼働しています。" in japanese
     looked = data["story"]["looked"]
     assert [one["moved"] for one in looked[:3]] == [False, True, True]
     assert [one["window"]["first"] for one in looked] == sorted(one["window"]["first"] for one in looked)

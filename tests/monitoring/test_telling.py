@@ -38,24 +38,24 @@ def test_every_kind_of_episode_is_told_whole(about, language):
 @pytest.mark.parametrize("action", ["notify", "retrain", "rollback", "ignore"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_the_system_does_is_told(action, language):
-    event = opening("digits", "e-1", action=action, action_reason="cool-down until 13:00")
+    event = opening("digits", "e-1", action=action, action_reason="Cool-down until 13:00")
     body = telling.opened(event, BEGAN, LINKS, language).body
 
     assert TEXTS[f"action.{action}"][LANGUAGES.index(language)] in body
-    assert "cool-down until 13:00" in body
+    assert "Cool-down until 13:00" in body
 
 
 @pytest.mark.parametrize(
     ("about", "given", "said"),
     [
-        ("missing", {"distance": 0.213}, "It is 21.3 percentage points away from that."),
+        ("missing", {"distance": 0.213}, "That share is 21.3 percentage points away from training."),
         ("categories", {"distance": 0.08}, "They are 8.0% of the values."),
         ("prediction", {"distance": 0.2}, "Slight: the distance from the training data is 0.2; 0 would be no change."),
-        ("schema", {"value": 3, "text": "no column x"}, "3 rows could not be used. In the log: no column x."),
+        ("schema", {"value": 3, "text": "no column x"}, "3 rows could not be used. No column x."),
         (
             "evaluator",
             {"value": 2, "text": "r7: MemoryError"},
-            "Requests set aside: 2. Other numbers are not affected. In the log: r7: MemoryError.",
+            "Requests set aside: 2. Other numbers are not affected. R7: MemoryError.",
         ),
         ("volume", {"value": 40, "expected": 8.5}, "40 requests a second; before it were 8.5."),
         ("silence", {"value": 130, "expected": 60}, "No request for 2 min; more than 1 min is unusual here."),
@@ -97,7 +97,7 @@ def test_an_opening_reads_well_in_english():
 
 def test_an_end_reads_well_in_japanese():
     ended = BEGAN + timedelta(hours=2, minutes=13)
-    words = telling.resolved(opening("digits", "e-1"), BEGAN, ended, "version 4 serves", 4, LINKS, "ja")
+    words = telling.resolved(opening("digits", "e-1"), BEGAN, ended, "version 4 serves", LINKS, "ja")
 
     assert words.subject == "【meguri】digits：入力データの変化（brightness）が解消しました"
     assert words.body == (
@@ -106,7 +106,7 @@ def test_an_end_reads_well_in_japanese():
         "検知日時：2026年5月1日 12:00（UTC）\n"
         "解消日時：2026年5月1日 14:13（UTC）\n"
         "継続時間：2時間13分\n"
-        "解消の理由：バージョン 3 に代わり、バージョン 4 が稼働を開始しました。記録：version 4 serves\n"
+        "解消の理由：バージョン 3 に代わり、バージョン 4 が稼働を開始しました。\n"
         "実施した対応：モデルをバージョン 3 からバージョン 4 に切り替えました。\n"
         "レポート：http://meguri/episodes/e-1/report\n\n"
         "本件に関するお知らせは以上です。"

@@ -285,7 +285,7 @@ def _is_watched(state: State, look: Look) -> bool:
 def _moved_on(episode: Episode, serves: int, role: Role | None) -> str:
     """Say why an episode of a version is over that is something else now."""
     if episode.role == "champion":
-        return f"version {serves} serves"
+        return sentences.replaced(serves)
     if role is None:
         return f"version {episode.version} no longer answers, version {serves} serves"
     return f"version {episode.version} is {'part of an A/B test' if role == 'arm' else role} now"

@@ -1,5 +1,6 @@
 """Episodes in a sentence, in plain English, without a full stop: for people who are no engineers."""
 
+import re
 from collections.abc import Sequence
 
 from meguri_contracts.events import Role
@@ -67,6 +68,17 @@ def back(about: EpisodeKind, windows: int) -> str:
             return f"all predictions fit again {lasted}"
         case _:
             return f"like the reference again {lasted}"
+
+
+def replaced(version: int) -> str:
+    """Say that an episode is over because another version answers."""
+    return f"version {version} serves"
+
+
+def replaced_by(reason: str) -> int | None:
+    """Return the version that answers instead, if an episode is over for that reason."""
+    found = re.fullmatch(replaced(0).replace("0", r"(\d+)"), reason)
+    return int(found[1]) if found else None
 
 
 def duration(seconds: float) -> str:

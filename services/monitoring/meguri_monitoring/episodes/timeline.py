@@ -1,4 +1,6 @@
-"""What happened in an episode, one sentence for each event: what a person reads who asks afterwards."""
+"""What happened in an episode, a sentence or two for each event: what a person reads who asks afterwards."""
+
+from functools import partial
 
 from meguri_contracts.events import (
     AnomalyDetected,
@@ -19,7 +21,10 @@ from meguri_contracts.events import (
     TrainingPostponed,
     TrainingStarted,
 )
-from meguri_contracts.spec import Action
+from meguri_monitoring.episodes.looks import Opening
+from meguri_monitoring.notices import telling
+from meguri_monitoring.notices.phrases import reason
+from meguri_monitoring.notices.wording import Language, amount, number, say, sentences, took
 
 HEARS = (
     DriftDetected,
@@ -39,83 +44,69 @@ HEARS = (
     ApprovalRequested,
     RolloutChanged,
 )
-_FOLLOWS: dict[Action, str] = {
-    "ignore": "nobody is told, as the spec says",
-    "notify": "it is told",
-    "retrain": "it is told, and a new model is trained",
-    "rollback": "it is told, and the model goes back to the champion before",
-}
-_MOMENT = {"opened": "it began", "resolved": "it is over"}
 
 
-def sentence(event: Event) -> str:
-    """Return what an event of an episode says, in plain English with a full stop."""
-    return f"{_said(event)}."
-
-
-def _said(event: Event) -> str:
+def sentence(event: Event, language: Language = "en") -> str:
+    """Return what an event of an episode says, for people who are no engineers, with a full stop."""
     match event:
         case DriftDetected() | PerformanceDegraded() | AnomalyDetected():
-            what = event.text or f"{_subject(event)} is not as it was"
-            reason = f" ({event.action_reason})" if event.action_reason else ""
-            return f"It began: {what}; {_follows(event)}{reason}"
+            return _began(event, language)
         case EpisodeWorsened():
-            return _capital(
-                event.text or f"it has become worse: {event.before:.3g} was said, now it is {event.now:.3g}"
-            )
+            return _worsened(event, language)
         case EpisodeAcknowledged():
-            return f"{event.actor} has seen it" + (f": {event.note}" if event.note else "")
+            key = "acknowledged.note" if event.note else "acknowledged"
+            return say(key, language, actor=event.actor, note=event.note)
         case EpisodeResolved():
-            return f"It is over: {event.reason}"
+            return say("over", language, reason=reason(event.reason, language))
         case NoticeSent():
-            return f"{event.target} was told that {_MOMENT[event.moment]}"
+            return say(f"told.{event.moment}", language, target=event.target)
         case NoticeFailed():
-            return f"{event.target} could not be told that {_MOMENT[event.moment]}: {event.error}"
+            error = reason(event.error, language)
+            return say(f"not told.{event.moment}", language, target=event.target, error=error)
         case MeasuresRefilled():
-            left_out = f", {event.left_out} were left out by its writer again" if event.left_out else ""
-            return (
-                f"{event.actor} had the numbers of {event.evaluator} computed again: {event.written} of {event.rows} rows "
-                f"were missing and are there now{left_out}"
-            )
+            key = "refilled.left out" if event.left_out else "refilled"
+            counts = {"rows": number(event.rows), "written": number(event.written), "left_out": number(event.left_out)}
+            return say(key, language, actor=event.actor, evaluator=event.evaluator, **counts)
         case _:
-            return _of_a_run(event)
+            return _of_a_run(event, language)
 
 
-def _of_a_run(event: Event) -> str:
+def _began(event: Opening, language: Language) -> str:
+    return sentences(
+        language,
+        say("began", language, what=telling.headline(event, language)),
+        telling.inputs(event, language),
+        telling.how_bad(event, language),
+        telling.culprit(event, language) if event.producer else "",
+        say("follows.taken back" if telling.is_taken_back(event) else f"follows.{event.action}", language),
+        telling.because(event, language),
+    )
+
+
+def _worsened(event: EpisodeWorsened, language: Language) -> str:
+    subject = telling.named_subject(event.about, event.subject)
+    said = partial(amount, event.about, language=language, of_shares=event.subject == "accuracy")
+    key = "worsened.subject" if subject else "worsened"
+    return say(key, language, subject=subject, before=said(event.before), now=said(event.now))
+
+
+def _of_a_run(event: Event, language: Language) -> str:
     match event:
         case TrainingPostponed():
-            return f"A new model is wanted and waits: {event.reason}"
+            return say("postponed", language, reason=reason(event.reason, language))
         case TrainingStarted():
-            return f"Training began on {event.dataset_rows} rows"
+            return say("training", language, rows=number(event.dataset_rows))
         case ModelTrained():
-            return f"A model was trained on {event.train_rows} rows in {event.seconds:.2g} seconds"
+            return say("trained", language, rows=number(event.train_rows), time=took(event.seconds, language))
         case TrainingFailed():
-            return f"Training failed: {event.reason}"
+            return say("not trained", language, reason=reason(event.reason, language))
         case PromotionRejected():
-            return f"Version {event.version} was turned away: {event.reason}"
+            return say("rejected", language, version=event.version, reason=reason(event.reason, language))
         case ApprovalRequested():
-            return f"Version {event.version} waits for somebody's yes: {event.reason}"
+            return say("asked", language, version=event.version, reason=reason(event.reason, language))
         case RolloutChanged():
-            return f"Version {event.plan.champion.version} is champion: {event.reason}"
+            version = event.plan.champion.version
+            key = "champion.same" if event.previous == version else "champion"
+            return say(key, language, version=version, reason=reason(event.reason, language))
         case _:
             raise TypeError(f"{event.kind()} is no event of an episode")
-
-
-def _follows(event: DriftDetected | PerformanceDegraded | AnomalyDetected) -> str:
-    if isinstance(event, PerformanceDegraded) and event.role != "champion" and event.action == "rollback":
-        return "it is told, and the champion answers everything again"
-    return _FOLLOWS[event.action]
-
-
-def _subject(event: DriftDetected | PerformanceDegraded | AnomalyDetected) -> str:
-    match event:
-        case DriftDetected():
-            return event.feature
-        case PerformanceDegraded():
-            return event.metric
-        case AnomalyDetected():
-            return event.subject
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

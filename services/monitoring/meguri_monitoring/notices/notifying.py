@@ -22,7 +22,6 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database
 from meguri_contracts.errors import MeguriError, PermanentError, TemporaryError
 from meguri_contracts.events import OPENINGS, EpisodeResolved, Event, NoticeFailed, NoticeSent
-from meguri_monitoring import store
 from meguri_monitoring.episodes.looks import Opening
 from meguri_monitoring.notices import sending, telling
 from meguri_monitoring.notices import store as notice_store
@@ -132,18 +131,15 @@ class Notifier:
         if moment == "resolved" and _age(began) < self._settings.notice_patience:
             heard = {one.target for one in notices if one.moment == "opened"}
             later = [one for one in targets if one.name not in heard]
-        words = self._words(session, event, began, message, row.language)
+        words = self._words(event, began, message, row.language)
         now = [one for one in targets if one not in later]
         return Due(event.model, event.episode, moment, words, now, later)
 
-    def _words(
-        self, session: Session, event: Opening | EpisodeResolved, began: Began, message: Message, language: Language
-    ) -> Words:
+    def _words(self, event: Opening | EpisodeResolved, began: Began, message: Message, language: Language) -> Words:
         links = self._links(event.episode, began.event, language)
         if not isinstance(event, EpisodeResolved):
             return telling.opened(event, began.time, links, language)
-        champion = store.state(session, event.model).champion or event.version
-        return telling.resolved(began.event, began.time, message.time, event.reason, champion, links, language)
+        return telling.resolved(began.event, began.time, message.time, event.reason, links, language)
 
     def _links(self, episode: str, opening: Opening, language: Language) -> Links:
         report = self._settings.report_url.replace("{episode}", episode)

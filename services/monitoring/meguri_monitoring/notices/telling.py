@@ -7,12 +7,17 @@ from datetime import datetime
 from typing import Any, get_args
 
 from meguri_contracts.events import OPENINGS, AnomalyDetected, DriftDetected, PerformanceDegraded
+from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.episodes.looks import Opening
+from meguri_monitoring.episodes.sentences import replaced_by
+from meguri_monitoring.notices import phrases
 from meguri_monitoring.notices.wording import Language, duration, moment, number, percent, say, sentences
 
 LEVELS = ((0.25, "slight"), (0.5, "moderate"), (1.0, "strong"))
 """Distances up to which a change is called so; beyond these it is very strong."""
 NAME_LENGTH, REASON_LENGTH = 100, 300
+OF_THE_WHOLE: tuple[EpisodeKind, ...] = ("volume", "silence", "performance")
+"""Kinds that are about a model as a whole."""
 NAMED = 5
 """Further features that are named."""
 
@@ -50,10 +55,10 @@ def opened(opening: Opening, at: datetime, links: Links, language: Language) -> 
 
 
 def resolved(
-    opening: Opening, began: datetime, ended: datetime, reason: str, champion: int, links: Links, language: Language
+    opening: Opening, began: datetime, ended: datetime, reason: str, links: Links, language: Language
 ) -> Words:
-    """What is said when an episode ends; `champion` is the version that answers by then."""
-    why, done = end(opening, reason, champion, language)
+    """What is said when an episode ends."""
+    why, done = end(opening, reason, language)
     lines = {
         "ended": headline(opening, language),
         "since": moment(began, language),
@@ -79,9 +84,14 @@ def subject_of(opening: Opening) -> str:
         case DriftDetected():
             return _clean(opening.feature)
         case AnomalyDetected():
-            return _clean(opening.subject)
+            return named_subject(opening.about, opening.subject)
         case PerformanceDegraded():
             return ""
+
+
+def named_subject(about: EpisodeKind, subject: str) -> str:
+    """A subject as people are told of it; empty where it is but another word for the kind."""
+    return "" if about in OF_THE_WHOLE else _clean(subject)
 
 
 def headline(opening: Opening, language: Language) -> str:
@@ -116,7 +126,7 @@ def how_bad(opening: Opening, language: Language) -> str:
             return say("bad.silence", language, **spans)
         case AnomalyDetected(about="schema" | "evaluator"):
             bad = say(f"bad.{opening.about}", language, value=number(opening.value))
-            said = say("said", language, reason=_clean(opening.text, REASON_LENGTH)) if opening.text else ""
+            said = say("said", language, reason=_reason(opening.text, language)) if opening.text else ""
             return sentences(language, bad, said)
         case AnomalyDetected():
             numbers = {"value": number(opening.value), "expected": number(opening.expected)}
@@ -139,13 +149,17 @@ def inputs(opening: Opening, language: Language) -> str:
 
 def reaction(opening: Opening, language: Language) -> str:
     """What the system does about it, and why that if it is not what was asked for."""
-    if is_beside(opening) and opening.action == "rollback":
+    if is_taken_back(opening):
         does = say("action.taken_back", language, version=opening.version)
     else:
         does = say(f"action.{opening.action}", language)
-    if not opening.action_reason:
-        return does
-    return sentences(language, does, say("because", language, reason=_clean(opening.action_reason, REASON_LENGTH)))
+    return sentences(language, does, because(opening, language))
+
+
+def because(opening: Opening, language: Language) -> str:
+    """Why the system does not do what was asked for; empty if it does."""
+    reason = opening.action_reason
+    return say("because", language, reason=_reason(reason, language)) if reason else ""
 
 
 def is_beside(opening: Opening) -> bool:
@@ -153,16 +167,21 @@ def is_beside(opening: Opening) -> bool:
     return isinstance(opening, PerformanceDegraded) and opening.role != "champion"
 
 
-def end(opening: Opening, reason: str, champion: int, language: Language) -> tuple[str, str]:
-    """Why the episode is over, and what was done about it; `champion` is the version that answers by then."""
-    versions = {"before": opening.version, "now": champion}
+def is_taken_back(opening: Opening) -> bool:
+    """Whether the trial of a version ends with its episode."""
+    return is_beside(opening) and opening.action == "rollback"
+
+
+def end(opening: Opening, reason: str, language: Language) -> tuple[str, str]:
+    """Why the episode is over, and what was done about it; the latter empty where the reason says it."""
+    now = replaced_by(reason)
+    versions = {"before": opening.version, "now": now}
+    if now is not None:
+        return say("over.replaced", language, **versions), say("done.replaced", language, **versions)
+    said = say("said", language, reason=_reason(reason, language))
     if is_beside(opening):
-        over, done = say("over.beside", language, **versions), say("done.beside", language, **versions)
-    else:
-        replaced = champion != opening.version
-        over = say("over.replaced" if replaced else "over.quiet", language, **versions)
-        done = say("done.replaced" if replaced else "done.nothing", language, **versions)
-    return sentences(language, over, say("said", language, reason=_clean(reason, REASON_LENGTH))), done
+        return sentences(language, say("over.beside", language, **versions), said), ""
+    return sentences(language, say("over.quiet", language), said), say("done.nothing", language, **versions)
 
 
 def _happened(opening: Opening, language: Language) -> Iterator[str]:
@@ -180,6 +199,12 @@ def _words(moment_: str, opening: Opening, lines: dict[str, str], language: Lang
     ]
     intro = say(f"intro.{moment_}", language, model=opening.model)
     return Words(subject, "\n\n".join((intro, "\n".join(said), say(f"outro.{moment_}", language))))
+
+
+def _reason(text: str, language: Language) -> str:
+    """A reason as a sentence of its own, without a full stop."""
+    said = phrases.reason(_clean(text, REASON_LENGTH), language)
+    return said[:1].upper() + said[1:]
 
 
 def _clean(text: str, length: int = NAME_LENGTH) -> str:

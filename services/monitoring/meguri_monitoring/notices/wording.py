@@ -3,7 +3,9 @@
 from datetime import UTC, datetime
 from typing import Literal
 
+from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.notices.page_texts import PAGE
+from meguri_monitoring.notices.timeline_texts import TIMELINE
 
 Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
@@ -38,8 +40,8 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "モデル「{model}」に届く「{subject}」に、学習時にはなかった値が含まれています。",
     ),
     "happened.schema": (
-        "Data for {model} does not fit what it expects: “{subject}”.",
-        "モデル「{model}」に届くデータの形式が、想定と異なっています（対象：「{subject}」）。",
+        "Data for {model} does not fit what it expects.",
+        "モデル「{model}」に届くデータの形式が、想定と異なっています。",
     ),
     "happened.volume": (
         "{model} receives many more or many fewer requests than before.",
@@ -69,17 +71,17 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "level.very strong": ("Very strong", "非常に大きい"),
     "bad.distance": (
         "{level}: the distance from the training data is {distance}; 0 would be no change.",
-        "{level}（学習データからの距離 {distance}、変化がなければ 0）",
+        "{level}（学習データからの距離 {distance}、変化がなければ 0）。",
     ),
     "bad.missing": (
-        "It is {points} percentage points away from that.",
+        "That share is {points} percentage points away from training.",
         "学習時との差は {points} ポイントです。",
     ),
     "bad.categories": ("They are {share} of the values.", "値全体の {share} を占めています。"),
     "bad.schema": ("{value} rows could not be used.", "{value} 行のデータを利用できませんでした。"),
     "bad.volume": (
         "{value} requests a second; before it were {expected}.",
-        "毎秒 {value} 件（これまでは毎秒 {expected} 件）",
+        "毎秒 {value} 件です（これまでは毎秒 {expected} 件）。",
     ),
     "bad.silence": (
         "No request for {value}; more than {expected} is unusual here.",
@@ -134,7 +136,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "It ends the trial of version {version}: the main model answers everything again.",
         "バージョン {version} の試行を中止し、すべて本番モデルで応答します。",
     ),
-    "because": ("({reason})", "（理由：{reason}）"),
+    "because": ("({reason}.)", "（{reason}。）"),
     # --- the end
     "over.quiet": ("Things are as before again.", "通常の状態に戻りました。"),
     "over.replaced": (
@@ -145,7 +147,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "It is over for version {before}, which was on trial.",
         "試行中のバージョン {before} に関する本件は終了しました。",
     ),
-    "said": ("In the log: {reason}.", "記録：{reason}"),
+    "said": ("{reason}.", "{reason}。"),
     "done.nothing": (
         "The model was not changed: version {before} answers as before.",
         "モデルの変更は行っていません（バージョン {before} が引き続き稼働しています）。",
@@ -154,7 +156,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "The model was changed: version {before} answered then, version {now} answers now.",
         "モデルをバージョン {before} からバージョン {now} に切り替えました。",
     ),
-    "done.beside": ("Version {now} is the main model.", "現在の本番モデルはバージョン {now} です。"),
     # --- messages
     "subject.opened": ("[meguri] {model}: {what}", "【meguri】{model}：{what}を検知しました"),
     "subject.resolved": ("[meguri] {model}: over: {what}", "【meguri】{model}：{what}が解消しました"),
@@ -204,9 +205,13 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "lasted.hours only": ("{hours} h", "{hours}時間"),
     "lasted.minutes": ("{minutes} min", "{minutes}分"),
     "lasted.seconds": ("{seconds} s", "{seconds}秒"),
+    "took": ("{seconds} seconds", "{seconds}秒"),
+    # --- amounts
+    "points": ("{value} percentage points", "{value} ポイント"),
+    "times": ("{value} times", "{value} 倍"),
 }
 """By key: English, Japanese."""
-TEXTS = MESSAGES | PAGE
+TEXTS = MESSAGES | PAGE | TIMELINE
 
 
 def say(key: str, language: Language, **values: object) -> str:
@@ -231,6 +236,26 @@ def duration(seconds: float, language: Language) -> str:
     parts = {"days": days, "hours": hours % 24, "minutes": minutes % 60, "seconds": round(seconds)}
     is_even = (unit == "days" and not parts["hours"]) or (unit == "hours" and not parts["minutes"])
     return say(f"lasted.{unit}{' only' if is_even else ''}", language, **parts)
+
+
+def took(seconds: float, language: Language) -> str:
+    """Return how long something took: below a minute to the part of a second."""
+    return duration(seconds, language) if seconds >= 60 else say("took", language, seconds=number(seconds))
+
+
+def amount(about: EpisodeKind, value: float, language: Language, *, of_shares: bool = False) -> str:
+    """Return how bad an episode of a kind is, with its unit; `of_shares`: a quality that is a share of the answers."""
+    match about:
+        case "missing":
+            return say("points", language, value=number(100 * value))
+        case "performance" if of_shares:
+            return say("points", language, value=number(100 * value))
+        case "categories":
+            return percent(value)
+        case "volume":
+            return say("times", language, value=number(value))
+        case _:
+            return number(value)
 
 
 def number(value: float) -> str:

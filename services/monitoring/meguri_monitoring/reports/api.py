@@ -17,7 +17,7 @@ from meguri_chassis.projection import as_message
 from meguri_chassis.service import Service
 from meguri_chassis.store import JournalEntry, utc
 from meguri_contracts.errors import NotFound
-from meguri_contracts.events import PerformanceDegraded
+from meguri_contracts.events import NoticeFailed, NoticeSent, PerformanceDegraded
 from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import store
 from meguri_monitoring.episodes import store as episode_store
@@ -42,11 +42,11 @@ BEFORE = timedelta(hours=1)
 BEFORE_WINDOWS = 10
 """Of predictions, that are shown before those of an episode."""
 MOST = 200
-"""Of what happened in these days, the latest."""
+"""Of what happened in these days, the latest; of windows too."""
 MANY = 10_000
 """Rows read at once."""
-TOLD_APART = ("notice-sent", "notice-failed")
-"""What the episodes' own reports tell, and a week's does not."""
+TOLD = [event.kind() for event in timeline.HEARS if event not in (NoticeSent, NoticeFailed)]
+"""What is told of a week. Who was told stands in the episodes' own reports."""
 NOTHING_FROM_OUTSIDE = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 _JUDGED = TypeAdapter(Judged)
@@ -94,7 +94,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     ) -> Response:
         """What an episode is about, who causes it and what was done: a page for everybody, or `format=json`."""
         with database.read() as session:
-            told = tell(session, episode_store.episode(session, episode))
+            told = tell(session, episode_store.episode(session, episode), language)
         if _wants_json(format, accept):
             return _data(_episode_report(told, language))
         return HTMLResponse(pages.of_episode(told, look(language)), headers=NOTHING_FROM_OUTSIDE)
@@ -114,7 +114,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
 
         until = datetime.now(UTC)
         with database.read() as session:
-            told = tell_days(session, name, until - timedelta(days=days), until, scan)
+            told = tell_days(session, name, until - timedelta(days=days), until, scan, language)
         if _wants_json(format, accept):
             return _data(DaysReport(pages.headline(told, language), told))
         return HTMLResponse(pages.of_days(told, look(language)), headers=NOTHING_FROM_OUTSIDE)
@@ -122,7 +122,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     return router
 
 
-def tell(session: Session, row: EpisodeRow) -> Story:
+def tell(session: Session, row: EpisodeRow, language: Language) -> Story:
     """Return the story of an episode."""
     opening = telling.read(row.detected)
     kept = episode_store.evidence(session, row.episode)
@@ -132,7 +132,7 @@ def tell(session: Session, row: EpisodeRow) -> Story:
         windows = _of_predictions(session, opening, kept)
         evidence = [(_JUDGED.validate_python(one.judged), one.evidence) for one in kept]
     looked = [story.looked(one, opening.about, telling.subject_of(opening)) for one in windows]
-    lines = episode_store.lines(session, row.episode)
+    sequences = [one.sequence for one in episode_store.lines(session, row.episode)]
     quality, metric = _quality(session, row.model, *_around(row)) if row.about == "performance" else ((), "")
     return Story(
         opening=opening,
@@ -145,13 +145,13 @@ def tell(session: Session, row: EpisodeRow) -> Story:
         note=row.note,
         compared=_compared(opening, evidence),
         looked=looked,
-        happened=[Happened(utc(one.time), one.kind, one.text, one.trace) for one in lines],
+        happened=_happened(session, language, col(JournalEntry.sequence).in_(sequences)),
         metric=metric,
         quality=quality,
     )
 
 
-def tell_days(session: Session, model: str, since: datetime, until: datetime, scan: Scan) -> Days:
+def tell_days(session: Session, model: str, since: datetime, until: datetime, scan: Scan, language: Language) -> Days:
     """Return what was with a model from one time to another. Raises NotFound for one that nothing is known of."""
     state, versions = store.state(session, model), store.versions(session, model)
     known = episode_store.found(session, model, open_only=False)
@@ -170,12 +170,14 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
         since=since,
         until=until,
         champion=state.champion,
-        episodes=[tell(session, row) for row in rows],
+        episodes=[tell(session, row, language) for row in rows],
         volume=volume,
         metric=metric,
         quality=quality,
         versions={version: sum(parts) for version, parts in answered.items() if any(parts)},
-        happened=_happened(session, model, since),
+        happened=_happened(
+            session, language, col(JournalEntry.kind).in_(TOLD), JournalEntry.key == model, JournalEntry.time >= since
+        )[-MOST:],
     )
 
 
@@ -261,18 +263,13 @@ def _quality(session: Session, model: str, since: datetime, until: datetime) -> 
     return amounts, "mae" if is_error else "accuracy"
 
 
-def _happened(session: Session, model: str, since: datetime) -> list[Happened]:
-    kinds = [event.kind() for event in timeline.HEARS if event.kind() not in TOLD_APART]
-    query = select(JournalEntry).where(
-        col(JournalEntry.kind).in_(kinds),
-        JournalEntry.key == model,
-        JournalEntry.time >= since,
-        col(JournalEntry.applied),
-    )
-    entries = session.exec(query.order_by(col(JournalEntry.sequence).desc()).limit(MOST)).all()
+def _happened(session: Session, language: Language, *conditions: Any) -> list[Happened]:
+    """Tell events of the log, in its order."""
+    query = select(JournalEntry).where(*conditions, col(JournalEntry.applied))
+    entries = session.exec(query.order_by(col(JournalEntry.sequence))).all()
     return [
-        Happened(message.time, message.kind, timeline.sentence(message.event), _trace(message))
-        for message in map(as_message, reversed(entries))
+        Happened(message.time, message.kind, timeline.sentence(message.event, language), _trace(message))
+        for message in map(as_message, entries)
     ]
 
 

@@ -1,6 +1,6 @@
 """Charts as plain numbers: everything in hundredths of width and height, from the top left, for the templates to draw."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite, log10
 
@@ -27,7 +27,8 @@ class Histogram:
     reference: str
     current: str
     """Paths, closed at the bottom."""
-    ticks: tuple[Tick, ...]
+    x: tuple[Tick, ...]
+    y: tuple[Tick, ...]
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class Columns:
 def histogram(labels: Sequence[str], reference: Sequence[float], current: Sequence[float]) -> Histogram:
     """Draw two distributions, each as shares of its own rows."""
     shares = [_shares(counts) for counts in (reference, current)]
-    top = max((*shares[0], *shares[1]), default=0) * HEADROOM or 1
+    top = _round_top([*shares[0], *shares[1]])
     before, now = (_steps([100 - 100 * share / top for share in one]) for one in shares)
     width = 100 / max(len(labels), 1)
     most = LONG_LABELS if any(len(label) > LONG for label in labels) else LABELS
-    ticks = tuple(Tick((place + 0.5) * width, labels[place]) for place in _some(len(labels), most))
-    return Histogram(before, now, ticks)
+    x = tuple(Tick((place + 0.5) * width, labels[place]) for place in _some(len(labels), most))
+    return Histogram(before, now, x, _heights(0, top, in_percent))
 
 
 def line(
@@ -70,8 +71,12 @@ def line(
     limit: float | None = None,
     within: tuple[float, float] | None = None,
     marked: Sequence[bool] = (),
+    said: Callable[[float], str] = number,
 ) -> Line:
-    """Draw values over time; `limit` is what they should stay below, `within` the range to show instead of from zero on."""
+    """Draw values over time; `limit` is what they should stay below, `within` the range to show instead of from zero on.
+
+    `said` puts a value into words.
+    """
     low, top = within or (0.0, _round_top([value for value in (*values, limit) if value is not None]))
     places = [_place(place, len(values)) for place in range(len(values))]
     heights = [None if value is None else _height(value, low, top) for value in values]
@@ -83,7 +88,7 @@ def line(
     marks = marked or [False] * len(values)
     dots = tuple((x, y, mark) for x, y, mark in zip(places, heights, marks, strict=True) if y is not None)
     height = None if limit is None else _height(limit, low, top)
-    return Line(path, dots, height, _over_time(places, labels), _heights(low, top))
+    return Line(path, dots, height, _over_time(places, labels), _heights(low, top, said))
 
 
 def around(values: Sequence[float], floor_: float = -inf, ceiling: float = inf) -> tuple[float, float]:
@@ -102,6 +107,10 @@ def columns(values: Sequence[float], labels: Sequence[str]) -> Columns:
     )
     centres = [(place + 0.5) * width for place in range(len(values))]
     return Columns(drawn, _over_time(centres, labels), _heights(0, top))
+
+
+def in_percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _shares(counts: Sequence[float]) -> list[float]:
@@ -127,11 +136,12 @@ def _some(count: int, most: int = LABELS) -> range:
 
 
 def _over_time(places: Sequence[float], labels: Sequence[str]) -> tuple[Tick, ...]:
-    return tuple(Tick(places[place], labels[place]) for place in _some(len(places)))
+    begins = [at for at, label in enumerate(labels) if label and label not in labels[:at]]
+    return tuple(Tick(places[begins[nth]], labels[begins[nth]]) for nth in _some(len(begins)))
 
 
-def _heights(low: float, top: float) -> tuple[Tick, ...]:
-    return tuple(Tick(100 - share * 100, number(low + (top - low) * share)) for share in (0, 0.5, 1))
+def _heights(low: float, top: float, said: Callable[[float], str] = number) -> tuple[Tick, ...]:
+    return tuple(Tick(100 - share * 100, said(low + (top - low) * share)) for share in (0, 0.5, 1))
 
 
 def _height(value: float, low: float, top: float) -> float:

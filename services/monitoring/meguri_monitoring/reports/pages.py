@@ -10,13 +10,25 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meguri_contracts.events import AnomalyDetected, DriftDetected, Window
+from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.notices import telling
-from meguri_monitoring.notices.wording import Language, duration, moment, number, percent, say, sentences
+from meguri_monitoring.notices.phrases import bin_label
+from meguri_monitoring.notices.wording import (
+    LANGUAGES,
+    Language,
+    amount,
+    duration,
+    moment,
+    number,
+    percent,
+    say,
+    sentences,
+)
 from meguri_monitoring.reports import drawing
 from meguri_monitoring.reports.story import Amount, Compared, Days, Story
 
-SOME_MINUTES, A_DAY = timedelta(minutes=10), timedelta(hours=20)
-"""Below these a chart's times have seconds, or no date."""
+SOME_MINUTES, A_DAY, SOME_DAYS = timedelta(minutes=10), timedelta(hours=20), timedelta(days=5)
+"""Below these a chart's times have seconds, no date, or a date and a time; else only a date."""
 
 _TEMPLATES = Environment(
     loader=PackageLoader("meguri_monitoring"),
@@ -51,13 +63,20 @@ def of_episode(story: Story, look: Look) -> str:
         lasted=_lasted(story, look),
         facts=_facts(story, language),
         histograms=[_histogram(one, language) for one in story.compared],
+        moved=partial(_moved, language=language),
         scores=scores if scores.dots else None,
+        unit=_unit(opening.about),
+        limit=max((one.threshold for one in story.looked if one.threshold is not None), default=None),
+        ended=lambda one: moment(datetime.fromisoformat(one.ended), language, exact=True) if one.ended else "",
+        amount=partial(amount, opening.about, language=language),
         over_time=f"page.over time.{opening.about}" if opening.about in ("volume", "measure") else "page.over time.how",
         changed="page.changed.measure" if is_measure else "page.changed.how",
         reference="page.reference.measure" if is_measure else "page.reference",
         quality=_quality(story),
+        said=_said(story),
         span=duration(_span(story.quality, look.made).total_seconds(), language),
         window=_window(story),
+        asked="",
         prediction_url=lambda id_: f"../../predictions/{quote(id_, safe='')}?model={quote(opening.model)}",
     )
 
@@ -87,7 +106,10 @@ def of_days(days: Days, look: Look) -> str:
         volume=drawing.columns([one.value or 0 for one in days.volume], labels),
         volume_rows=sum(one.value or 0 for one in days.volume),
         quality=_quality(days),
+        said=_said(days),
+        counted=lambda value: f"{value:,.0f}",
         report_url=lambda id_: f"../../episodes/{quote(id_, safe='')}/report" + _in(language),
+        asked=f"days={_count(days)}&",
     )
 
 
@@ -103,9 +125,30 @@ def headline(days: Days, language: Language) -> str:
 
 
 def _histogram(one: Compared, language: Language) -> tuple[Compared, drawing.Histogram]:
-    if one.about == "missing":
-        one = replace(one, labels=tuple(say(f"page.{label}", language) for label in one.labels))
+    named, others = one.labels[: one.named], one.labels[one.named :]
+    one = replace(one, labels=(*named, *(bin_label(label, language) for label in others)))
     return one, drawing.histogram(one.labels, one.reference, one.current)
+
+
+def _moved(one: Compared, language: Language) -> str:
+    """From where to where a subject moved, in its own unit, and how far that is."""
+    amounts = {"score": amount(one.about, one.score, language), "threshold": amount(one.about, one.threshold, language)}
+    how_far = say("page.score.distance" if _is_distance(one.about) else "page.score", language, **amounts)
+    if one.about == "missing":
+        shares = [part[1] / max(sum(part), 1) for part in (one.reference, one.current)]
+        return say("page.moved.missing", language, before=percent(shares[0]), now=percent(shares[1]), how_far=how_far)
+    if one.means is None:
+        return how_far
+    before, now = map(number, one.means)
+    return say("page.moved.mean", language, before=before, now=now, how_far=how_far)
+
+
+def _is_distance(about: EpisodeKind) -> bool:
+    return about in ("drift", "prediction", "measure")
+
+
+def _unit(about: EpisodeKind) -> str:
+    return f"page.unit.{'distance' if _is_distance(about) else about}"
 
 
 def _scores(story: Story) -> drawing.Line:
@@ -113,41 +156,53 @@ def _scores(story: Story) -> drawing.Line:
     limit = max((one.threshold for one in scored if one.threshold is not None), default=None)
     labels = _labels([datetime.fromisoformat(one.ended) if one.ended else None for one in scored])
     marked = [one.moved for one in scored]
-    return drawing.line([one.score for one in scored], labels, limit, marked=marked)
+    said = drawing.in_percent if story.opening.about in ("missing", "categories") else number
+    return drawing.line([one.score for one in scored], labels, limit, marked=marked, said=said)
 
 
 def _quality(told: Story | Days) -> drawing.Line | None:
     known = [one.value for one in told.quality if one.value is not None]
     if not known:
         return None
-    within = drawing.around(known, 0, 1 if told.metric == "accuracy" else inf)
+    is_share = told.metric == "accuracy"
+    within = drawing.around(known, 0, 1 if is_share else inf)
     labels = _labels([one.time for one in told.quality])
-    return drawing.line([one.value for one in told.quality], labels, within=within)
+    return drawing.line([one.value for one in told.quality], labels, within=within, said=_said(told))
+
+
+def _said(told: Story | Days) -> Callable[[float], str]:
+    return drawing.in_percent if told.metric == "accuracy" else number
 
 
 def _facts(story: Story, language: Language) -> dict[str, str]:
     opening = story.opening
     facts = {
-        "since": moment(story.began, language),
-        "until": moment(story.ended, language) if story.ended else "",
         "bad": telling.how_bad(opening, language),
         "who": telling.culprit(opening, language),
         "inputs": telling.inputs(opening, language),
-        "does": telling.reaction(opening, language),
-        "version": str(opening.version),
     }
     if story.ended:
-        over, done = telling.end(opening, story.reason, story.champion, language)
-        facts |= {"why": over, "done": done}
-    return facts
+        over, done = telling.end(opening, story.reason, language)
+        facts |= {"done": done, "why": over}
+    else:
+        facts["does"] = telling.reaction(opening, language)
+    return facts | {
+        "since": moment(story.began, language),
+        "until": moment(story.ended, language) if story.ended else "",
+        "version": str(opening.version),
+    }
 
 
 def _page(template: str, look: Look, **values: object) -> str:
+    other = next(one for one in LANGUAGES if one != look.language)
     return _TEMPLATES.get_template(template).render(
         t=partial(_say, look.language),
         at=partial(moment, language=look.language),
         exactly=partial(moment, language=look.language, exact=True),
         language=look.language,
+        other=other,
+        sentences=partial(sentences, look.language),
+        say=say,
         made=look.made,
         trace_url=look.trace_url,
         **values,
@@ -179,7 +234,14 @@ def _labels(times: Sequence[datetime | None]) -> list[str]:
     """Return of each time, as far as it is known, what tells it from the others."""
     known = [time for time in times if time]
     spread = max(known) - min(known) if known else timedelta()
-    shown = "%H:%M:%S" if spread < SOME_MINUTES else "%H:%M" if spread < A_DAY else "%m-%d %H:%M"
+    shown = next(
+        (
+            form
+            for most, form in ((SOME_MINUTES, "%H:%M:%S"), (A_DAY, "%H:%M"), (SOME_DAYS, "%m-%d %H:%M"))
+            if spread < most
+        ),
+        "%m-%d",
+    )
     return [time.strftime(shown) if time else "" for time in times]
 
 

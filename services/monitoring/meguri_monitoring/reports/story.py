@@ -6,7 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from meguri_contracts.events import Window
+from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.episodes.looks import Opening
+from meguri_monitoring.verdicts.evidence import CATEGORIES
 from meguri_monitoring.verdicts.judging import Judged
 
 WORST = 6
@@ -31,15 +33,19 @@ class Part:
 class Compared:
     """A feature or a column of the answer: its distribution in training and in a window of the episode."""
 
-    about: str
+    about: EpisodeKind
     subject: str
     score: float
     threshold: float
     labels: tuple[str, ...]
     """Of the bins or categories."""
+    named: int
+    """So many of the labels, the first, are names from outside: categories."""
     reference: tuple[float, ...]
     current: tuple[float, ...]
     """Rows in each."""
+    means: tuple[float, float] | None = None
+    """Of numbers, in their own unit: in training and now."""
     parts: tuple[Part, ...] = ()
 
 
@@ -156,10 +162,24 @@ def _compared(one: Mapping[str, Any]) -> Compared:
         score=one["score"],
         threshold=one["threshold"],
         labels=(THERE, MISSING) if missing else tuple(map(str, one["bins"])),
+        named=0 if missing else _named(one),
         reference=_counts(one["reference"], missing),
         current=_counts(one["current"], missing),
+        means=None if missing else _means(one),
         parts=tuple(sorted(parts, key=lambda part: -(part.share or 0))[:PRODUCERS]),
     )
+
+
+def _named(one: Mapping[str, Any]) -> int:
+    """Only of categories the figures have no mean; what is new comes last, and before it the rare ones together."""
+    is_categories = isinstance(one["reference"], Mapping) and "mean" not in one["reference"]
+    return min(len(one["bins"]) - 1, CATEGORIES) if is_categories else 0
+
+
+def _means(one: Mapping[str, Any]) -> tuple[float, float] | None:
+    if not isinstance(one["reference"], Mapping) or "mean" not in one["reference"]:
+        return None
+    return one["reference"]["mean"], one["current"]["mean"]
 
 
 def _share(part: Mapping[str, Any]) -> float | None:

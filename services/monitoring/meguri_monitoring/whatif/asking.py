@@ -21,6 +21,7 @@ MAY: Mapping[EpisodeKind, tuple[str, ...]] = {
     "silence": ("threshold",),
     "measure": ("threshold", "p_value", "windows", "window_rows", "baseline_rows"),
     "schema": (),
+    "evaluator": (),
 }
 """By kind what may be changed."""
 _THRESHOLDS: Mapping[EpisodeKind, str] = {

@@ -22,10 +22,13 @@ from meguri_monitoring.whatif import store as whatif_store
 from meguri_monitoring.whatif.recomputing import Outcome, Seen
 from meguri_monitoring.whatif.store import Past
 
-SCHEMA = (
-    "an episode of schema begins with the first predictions whose columns do not fit, whatever the rule says: there is nothing "
-    "to change about it; what was set aside is shown by `meguri dead`"
-)
+NO_RULE: dict[str, str] = {
+    "schema": "an episode of schema begins with the first predictions whose columns do not fit, whatever the rule says: there "
+    "is nothing to change about it; what was set aside is shown by `meguri dead`",
+    "evaluator": "an episode of an evaluator begins when its plug-in fails, whatever the rule says: there is nothing to change "
+    "about it; once it is put right, `meguri evaluate` tries again what was set aside",
+}
+"""By kind of episode why there is no other way in which it could have been."""
 Looked = Iterator[tuple[Look | None, Seen]]
 
 
@@ -55,8 +58,8 @@ class Question:
 
 def question(past: Past, asked: Mapping[str, Any]) -> Question:
     """Return what is asked, once it is known to have an answer. Raises Invalid."""
-    if past.about == "schema":
-        raise Invalid(SCHEMA)
+    if why := NO_RULE.get(past.about):
+        raise Invalid(why)
     return Question(past, asked, asking.changed(past.rule, past.about, past.row.subject, asked))
 
 
