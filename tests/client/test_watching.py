@@ -13,6 +13,7 @@ from tests.client.conftest import meguri, reachable
 from tests.conftest import until
 from tests.monitoring.conftest import Monitoring
 from tests.monitoring.episodes_of import TRACE, opening
+from tests.monitoring.test_notifying import spec
 from tests.monitoring.test_plans import settled
 from tests.monitoring.test_quality import answer, label, quality
 from tests.services import name
@@ -44,7 +45,6 @@ async def test_episodes_are_listed(model):
     assert "version 4 [serves]" in listed.out
     assert [one["episode"] for one in still_open.data] == ["e-2"]
     assert len(everything.data) == 3
-    assert (await meguri("episodes", name("m"))).out == "no episode yet\n"
 
 
 async def test_that_somebody_has_seen_an_episode_is_said(own, model):
@@ -96,7 +96,9 @@ async def test_what_cannot_be_reported_is_said_in_a_line(model, tmp_path):
     nowhere = await meguri("report", "e-1", "--output", tmp_path / "no/folder")
     language = await meguri("report", "e-1", "--language", "tlh")
 
-    assert unknown.error == "meguri: there is neither an episode nor a watched model 'nothing': see `meguri episodes`\n"
+    assert unknown.error == (
+        "meguri: there is neither an episode nor a watched model 'nothing'; `meguri episodes` and `meguri models` list them\n"
+    )
     assert "neither an episode" in odd.error
     assert "No such file or directory" in nowhere.error
     assert "'tlh' is not one of en, ja" in language.error
@@ -130,3 +132,36 @@ async def test_the_quality_of_each_version_is_shown_with_its_coverage(own, own_b
     assert told.out.endswith("labels about no answer that is counted here: 1\n")
     assert ["producer", "camera-a", "4", "2", "50.0%", "1"] in [line.split()[:6] for line in sliced.out.splitlines()]
     assert data.data["versions"][0]["coverage"] == 0.5
+
+
+async def test_a_model_without_an_episode_is_told_from_one_that_is_not_known(own, model):
+    quiet, typo = name("quiet"), model[:-1] + "_"
+    await own.apply(spec(quiet))
+
+    async def known() -> bool:
+        return (await meguri("episodes", quiet)).out == "no episode yet\n"
+
+    await until(known)
+    for words in (("episodes", typo), ("report", typo), ("evaluate", typo, "person_counter")):
+        unknown = await meguri(*words)
+        assert (unknown.code, unknown.out) == (1, ""), words
+        assert f"{typo!r}; near are: {model}" in unknown.error
+    assert (await meguri("episodes", "nothing", "--json")).error == (
+        "meguri: no model 'nothing'; `meguri models` lists those that are known\n"
+    )
+
+
+async def test_an_episode_that_is_not_there_is_said_with_what_may_have_been_meant(model):
+    for command in ("ack", "whatif"):
+        asked = [await meguri(command, what) for what in ("episode-1", model)]
+
+        assert {one.code for one in asked} == {1}
+        assert [one.error.partition("; ")[2] for one in asked] == [
+            "`meguri episodes` lists those that there are\n",
+            f"{model!r} is a model: `meguri episodes {model}` lists its episodes\n",
+        ]
+    evaluated = await meguri("evaluate", model, "nobody")
+    assert (evaluated.code, evaluated.error) == (
+        1,
+        f"meguri: evaluator 'nobody' has evaluated nothing of {model!r} yet; the spec of {model} asks for: none\n",
+    )

@@ -3,6 +3,7 @@ import polars as pl
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from tests.conftest import until
 from tests.monitoring.conftest import TRACE, WINDOW, message, values
+from tests.monitoring.episodes_of import opening
 
 
 async def test_an_episode_is_shown_from_its_beginning_to_its_end(monitoring):
@@ -28,7 +29,11 @@ async def test_an_episode_is_shown_from_its_beginning_to_its_end(monitoring):
     (ended,) = (await monitoring.http.get("/episodes", params={"model": monitoring.model})).json()
     assert (ended["episode"], ended["reason"]) == (detected.episode, "version 2 serves")
     assert ended["resolved"] > ended["opened"]
-    assert (await monitoring.http.get("/episodes", params={"model": "another"})).json() == []
+    another = await monitoring.http.get("/episodes", params={"model": "another"})
+    assert (another.status_code, another.json()["error"]) == (
+        404,
+        "no model 'another'; `meguri models` lists those that are known",
+    )
 
 
 async def test_windows_are_shown_newest_first_with_what_moved(monitoring):
@@ -59,7 +64,17 @@ async def test_a_prediction_is_found_by_its_id(monitoring):
 async def test_what_is_not_there_is_not_found(monitoring):
     episode, prediction = await monitoring.http.get("/episodes/none"), await monitoring.http.get("/predictions/none")
 
-    assert (episode.status_code, episode.json()["error"]) == (404, "no episode 'none'")
+    assert (episode.status_code, episode.json()["error"]) == (
+        404,
+        "no episode 'none'; `meguri episodes` lists those that there are",
+    )
     assert prediction.status_code == 404
     assert "no prediction 'none' is kept" in prediction.json()["error"]
     assert (await monitoring.http.get("/models/none/windows")).json() == []
+
+
+async def test_an_episode_whose_id_begins_alike_is_offered(monitoring):
+    sequence = await monitoring.wire.say(opening(monitoring.model, "cae0d01e-dc6a"))
+
+    found = await monitoring.http.get("/episodes/cae0d01", headers={"Meguri-After": str(sequence)})
+    assert found.json()["error"] == "no episode 'cae0d01'; near are: cae0d01e-dc6a"

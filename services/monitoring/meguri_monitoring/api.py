@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 import polars as pl
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, Field
+from sqlmodel import Session
 
 from meguri_chassis.service import Service
 from meguri_contracts.errors import NotFound
@@ -75,9 +77,7 @@ def routes(service: Service, scorer: Scorer) -> APIRouter:
         Of the answering versions since they are these; or of all versions that answered `since` a time or `until` one, both
         included. A score is 1 or 0 for a right or a wrong class, or minus the absolute error of a regression.
         """
-        plan = await database.ask(lambda session: store.plan(session, name))
-        if plan is None:
-            raise NotFound(f"model {name!r} has no champion yet")
+        plan = await database.ask(partial(_plan, name))
         return await asyncio.to_thread(_quality, plan, since, until, await scorer.limits(name))
 
     @router.get("/models/{name}/recorded", response_class=StreamingResponse)
@@ -129,6 +129,15 @@ def routes(service: Service, scorer: Scorer) -> APIRouter:
         return recorded.latest(given, last)
 
     return router
+
+
+def _plan(name: str, session: Session) -> store.PlanRow:
+    """Return who answers the requests of a model. Raises NotFound."""
+    plan = store.plan(session, name)
+    if plan is None:
+        store.require_known(session, name)
+        raise NotFound(f"model {name!r} has no champion yet")
+    return plan
 
 
 def _judged(row: window_store.WindowRow) -> dict[str, Any]:

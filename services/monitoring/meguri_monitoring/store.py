@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import JSON, Column, DateTime, Integer, false, text
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG, JournalEntry, Position, utc
-from meguri_contracts.errors import TemporaryError
+from meguri_contracts.errors import NotFound, TemporaryError
 from meguri_contracts.events import Artifact
 from meguri_contracts.spec import Monitor
 from meguri_monitoring.episodes import store as episode_store
@@ -16,6 +17,8 @@ from meguri_monitoring.episodes.episodes import State
 
 PREDICTIONS = "predictions"
 """Name of the position in the stream of predictions."""
+NEAR = 3
+"""Names that are offered for one that is not known."""
 
 
 class Behind(TemporaryError):
@@ -124,6 +127,18 @@ def _for_older_replicas(state: State) -> dict[str, Any] | None:
 
 def models(session: Session) -> Sequence[ModelRow]:
     return session.exec(select(ModelRow).order_by(ModelRow.name)).all()
+
+
+def require_known(session: Session, name: str) -> None:
+    """Raise NotFound for a model that nothing is known of, with the names that come near."""
+    known = [row.name for row in models(session)]
+    if name in known:
+        return
+    if not known:
+        raise NotFound(f"no model {name!r}: none has a spec yet, `meguri apply` gives it one")
+    near = get_close_matches(name, known) or [one for one in known if name in one][:NEAR]
+    listed = f"near are: {', '.join(near)}" if near else "`meguri models` lists those that are known"
+    raise NotFound(f"no model {name!r}; {listed}")
 
 
 def versions(session: Session, model: str | None = None) -> Sequence[VersionRow]:

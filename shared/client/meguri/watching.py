@@ -70,6 +70,7 @@ def report(
 
 def _found(meguri: Meguri, what: str, days: int, language: str) -> tuple[str, dict[str, Any]]:
     """Return which report is meant and its data: an episode's, or else a model's."""
+    hints: list[str] = []
     for path in (f"/episodes/{what}/report", f"/models/{what}/report"):
         try:
             return path, meguri.report_data(path, language=language, days=days)
@@ -77,4 +78,6 @@ def _found(meguri: Meguri, what: str, days: int, language: str) -> tuple[str, di
             # A name that no model can have is refused in another way.
             if refused.status not in (NOT_FOUND, 422):
                 raise
-    raise Refused(NOT_FOUND, f"there is neither an episode nor a watched model {what!r}: see `meguri episodes`")
+            hints.append(str(refused).partition("; ")[2])
+    near = next((one for one in hints if one.startswith("near")), "`meguri episodes` and `meguri models` list them")
+    raise Refused(NOT_FOUND, f"there is neither an episode nor a watched model {what!r}; {near}")

@@ -42,6 +42,8 @@ def routes(service: Service) -> APIRouter:
     ) -> list[dict[str, Any]]:
         """Episodes, newest first: what they are about, when they began and ended, who did it, numbers, what followed."""
         with database.read() as session:
+            if model is not None:
+                store.require_known(session, model)
             return [_episode(row) for row in episode_store.found(session, model, open, about)]
 
     @router.get("/episodes/{episode}")

@@ -16,6 +16,8 @@ from meguri_monitoring.verdicts.judging import Judged
 
 KEPT = 200
 """Windows of an episode whose evidence is kept: the first half of them, and the latest."""
+LEAST, NEAR = 4, 3
+"""Letters with which an id must begin as another does to be near it, and how many of these are named."""
 RUNNING, TRIED, ENDED = "running", "tried", "ended"
 """How far the run is that an episode led to: in training or waiting for a verdict, in the traffic plan, done with."""
 
@@ -146,7 +148,7 @@ def episode(session: Session, id_: str) -> EpisodeRow:
     """Return an episode. Raises NotFound."""
     row = session.get(EpisodeRow, id_)
     if row is None:
-        raise NotFound(f"no episode {id_!r}")
+        raise NotFound(f"no episode {id_!r}; {_instead(session, id_)}")
     return row
 
 
@@ -238,6 +240,15 @@ def refused(session: Session, model: str, version: int) -> int:
     """Return the last sequence of predictions of a version that did not fit its reference; 0 without any."""
     row = session.get(RefusedRow, (model, version))
     return row.sequence if row else 0
+
+
+def _instead(session: Session, id_: str) -> str:
+    """What somebody may have meant who asks for an episode that there is not: a model, or one whose id begins so."""
+    if session.exec(select(EpisodeRow.episode).where(EpisodeRow.model == id_).limit(1)).first():
+        return f"{id_!r} is a model: `meguri episodes {id_}` lists its episodes"
+    begins = col(EpisodeRow.episode).startswith(id_[:LEAST], autoescape=True)
+    near = session.exec(select(EpisodeRow.episode).where(begins).limit(NEAR)).all() if len(id_) >= LEAST else ()
+    return f"near are: {', '.join(near)}" if near else "`meguri episodes` lists those that there are"
 
 
 def _rows(session: Session, model: str, *conditions: Any) -> Sequence[EpisodeRow]:

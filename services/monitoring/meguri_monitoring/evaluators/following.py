@@ -7,8 +7,7 @@ from functools import partial
 
 import polars as pl
 
-from meguri_chassis.store import Database, Position
-from meguri_contracts.errors import NotFound
+from meguri_chassis.store import Database
 from meguri_contracts.events import MeasuresRefilled
 from meguri_contracts.spec import Watch
 from meguri_monitoring import store
@@ -62,9 +61,7 @@ class Follower:
     ) -> tuple[MeasuresRefilled, dict[str, str]]:
         """Evaluate again what is kept and add what the table does not have; return also the requests that fail alone, by id
         why. Raises NotFound, PlugInFailed and Invalid."""
-        position = await self._database.ask(lambda session: session.get(Position, measure_store.position(model, name)))
-        if position is None:
-            raise NotFound(f"evaluator {name!r} has evaluated nothing of {model!r} yet")
+        position = await self._database.ask(lambda session: measure_store.stands(session, model, name))
         evaluation = Evaluation(self._plug_ins, model, name)
         put = partial(measure_tables.refill, measure_tables.table_uri(self._data_url, model, name))
         predictions = await asyncio.to_thread(self._predictions, model, since)

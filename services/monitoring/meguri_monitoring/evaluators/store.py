@@ -8,6 +8,7 @@ from sqlalchemy import JSON, Column, delete
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from meguri_chassis.store import BIG, Position
+from meguri_contracts.errors import NotFound
 from meguri_monitoring import store
 from meguri_monitoring.episodes.episodes import State
 from meguri_monitoring.evaluators.measures import Watched
@@ -54,6 +55,17 @@ def standing(session: Session, model: str, evaluator: str) -> tuple[State, int]:
     """Return what is known of a model, and up to which sequence its evaluator has come."""
     found = session.get(Position, position(model, evaluator))
     return store.state(session, model), found.sequence if found else 0
+
+
+def stands(session: Session, model: str, evaluator: str) -> Position:
+    """Return up to where an evaluator has come. Raises NotFound where it never was."""
+    found = session.get(Position, position(model, evaluator))
+    if found is None:
+        store.require_known(session, model)
+        asked = ", ".join(one.evaluator for one in store.rule(session, model).evaluators) or "none"
+        said = f"evaluator {evaluator!r} has evaluated nothing of {model!r} yet; the spec of {model} asks for: {asked}"
+        raise NotFound(said)
+    return found
 
 
 def watched(session: Session, model: str, evaluator: str) -> Watched:

@@ -16,7 +16,6 @@ from meguri_chassis.log import Message
 from meguri_chassis.projection import as_message
 from meguri_chassis.service import Service
 from meguri_chassis.store import JournalEntry, utc
-from meguri_contracts.errors import NotFound
 from meguri_contracts.events import NoticeFailed, NoticeSent, PerformanceDegraded
 from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import store
@@ -153,10 +152,9 @@ def tell(session: Session, row: EpisodeRow, language: Language) -> Story:
 
 def tell_days(session: Session, model: str, since: datetime, until: datetime, scan: Scan, language: Language) -> Days:
     """Return what was with a model from one time to another. Raises NotFound for one that nothing is known of."""
+    store.require_known(session, model)
     state, versions = store.state(session, model), store.versions(session, model)
     known = episode_store.found(session, model, open_only=False)
-    if state.champion is None and not versions and not known:
-        raise NotFound(f"nothing is known of a model {model!r} here")
     rows = [row for row in known if row.resolved is None or utc(row.resolved) >= since]
     answered = {row.version: _volume(scan(row.version), since, until) for row in reversed(versions)}
     span = (until - since) / SPANS
