@@ -160,8 +160,42 @@ async def test_an_episode_that_is_not_there_is_said_with_what_may_have_been_mean
             "`meguri episodes` lists those that there are\n",
             f"{model!r} is a model: `meguri episodes {model}` lists its episodes\n",
         ]
-    evaluated = await meguri("evaluate", model, "nobody")
+    evaluated = await meguri("evaluate", model, "person_counter")
     assert (evaluated.code, evaluated.error) == (
         1,
-        f"meguri: evaluator 'nobody' has evaluated nothing of {model!r} yet; the spec of {model} asks for: none\n",
+        f"meguri: evaluator 'person_counter' has evaluated nothing of {model!r} yet; the spec of {model} asks for: none\n",
     )
+
+
+async def test_who_could_not_be_told_is_said_when_the_spec_is_applied(registry, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTIFY_THERE", "json://127.0.0.1:9/hook")
+    urls = ("${NOTIFY_THERE}", "mailto://ops:${NOTIFY_NOWHERE}@mail.example.com", "slack://hunter2")
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(spec(name("m"), *urls).model_dump_json())
+    bad.write_text(spec(name("m"), "mailtoo://ops:hunter2@mail.example.com").model_dump_json())
+
+    applied, refused = await meguri("apply", good), await meguri("apply", bad)
+
+    assert (applied.code, applied.out) == (0, "said meguri.spec-applied.v1 version 1\n")
+    first, second = applied.error.splitlines()
+    assert first == (
+        "meguri: applied, but mailto://mail.example.com:25 cannot be told of episodes: "
+        "the variable NOTIFY_NOWHERE is not set where monitoring runs"
+    )
+    assert second.startswith("meguri: applied, but notify.urls[2] cannot be told of episodes: this is no URL")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.error.startswith("meguri: notify.urls[0]: messages cannot be sent by what stands before ://")
+    assert "hunter2" not in applied.error + refused.error
+
+
+async def test_a_spec_is_applied_when_nobody_can_say_whether_its_messages_could_be_sent(
+    registry, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MEGURI_MONITORING_URL", "http://127.0.0.1:9")
+    file = tmp_path / "spec.json"
+    file.write_text(spec(name("m"), "json://127.0.0.1:9").model_dump_json())
+
+    applied = await meguri("apply", file)
+
+    assert applied.code == 0
+    assert "whether anybody can be told of episodes is not known: monitoring does not answer" in applied.error

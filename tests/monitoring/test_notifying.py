@@ -248,6 +248,25 @@ async def test_a_url_that_cannot_be_used_is_given_up_at_once_and_the_rest_is_tol
     assert "hunter2" not in str(errors) + str(letters) + warnings
 
 
+async def test_who_could_not_be_told_is_warned_of_before_anything_happens(own_broker, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTIFY_THERE", "json://127.0.0.1/hook")
+    async with telling(own_broker, tmp_path, "${NOTIFY_THERE}") as told:
+        sequence = await told.wire.apply(spec(told.model, "${NOTIFY_THERE}", "${NOTIFY_NOWHERE}"), 2)
+        asked = await told.http.get("/health/ready", headers={"Meguri-After": str(sequence)})
+        (warning,) = asked.json()["warnings"]
+        await told.wire.apply(spec(told.model, "${NOTIFY_THERE}"), 3)
+
+        async def quiet() -> bool:
+            return await told.warnings() == ""
+
+        await until(quiet)
+
+    assert warning == (
+        f"${{NOTIFY_NOWHERE}} cannot be told of episodes of {told.model}: "
+        "the variable NOTIFY_NOWHERE is not set where monitoring runs"
+    )
+
+
 async def test_of_several_replicas_one_tells(own_broker, tmp_path):
     async with telling(own_broker, tmp_path, mail_url(port := free_port()), replicas=2) as told:
         with mail_server(port) as mailbox:

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
+from apprise.manager_plugins import NotificationManager
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from meguri_contracts.spec import Estimator, ModelSpec
 from meguri_registry.models import Model, evolve
 from meguri_registry.promotion import apply_spec, deployed, judge
 from meguri_registry.rollouts import previous, promote
+from meguri_registry.schemes import SCHEMES
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -400,6 +402,8 @@ def test_whatever_happened_a_cause_heard_twice_says_nothing_new(commands):
         ("mailto://ops:${HOME}@mail", r"notify.urls\[1\]: \$\{HOME\} may not be used"),
         ("${MEGURI_DATABASE_URL}", "names of variables begin with NOTIFY_"),
         ("ops:secret@example.com", "this is no URL"),
+        ("mailtoo://ops:secret@example.com", r"notify.urls\[1\]: messages cannot be sent .* near are: mailto"),
+        ("secret://ops:secret@example.com", "see https://appriseit.com"),
     ],
 )
 def test_a_url_that_nobody_can_be_told_by_is_refused_without_being_said_again(url, reason):
@@ -411,6 +415,16 @@ def test_a_url_that_nobody_can_be_told_by_is_refused_without_being_said_again(ur
 
 
 def test_urls_with_variables_of_their_own_are_taken():
-    urls = ("${NOTIFY_OPS}", "mailto://ops:${NOTIFY_PASSWORD}@mail", "json://127.0.0.1/hook")
+    urls = (
+        "${NOTIFY_OPS}",
+        "mailto://ops:${NOTIFY_PASSWORD}@mail",
+        "JSON://127.0.0.1/hook",
+        "https://hooks.slack.com/services/a/b/c",
+        "${NOTIFY_HOW}://host",
+    )
 
     assert apply_spec(Model(name="digits"), spec(notify={"urls": urls}), "ada", {})
+
+
+def test_all_ways_of_sending_messages_are_known():
+    assert {*NotificationManager().schemas(), "http", "https"} == SCHEMES

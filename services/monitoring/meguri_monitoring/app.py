@@ -29,6 +29,7 @@ from meguri_monitoring.evaluators import api as evaluator_api
 from meguri_monitoring.evaluators.evaluating import Evaluators
 from meguri_monitoring.evaluators.following import Follower
 from meguri_monitoring.evaluators.running import PlugIns
+from meguri_monitoring.notices import api as notice_api
 from meguri_monitoring.notices.notifying import Notifier
 from meguri_monitoring.predictions.recent import Recent
 from meguri_monitoring.predictions.recording import NAME, Hooks, Recorder
@@ -126,13 +127,14 @@ def build(settings: Settings | None = None) -> Service:
     service.once_connected(scorer.run)
     service.once_connected(evaluators.run)
     service.reasons += [recorder.trouble, concluder.trouble]
-    service.warnings += [queue.trouble, scorer.trouble, evaluators.trouble, notifier.trouble]
+    service.warnings += [queue.trouble, scorer.trouble, evaluators.trouble, notifier.trouble, notifier.untold]
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
     service.hear(Hearing(MONITORING_LABELS, [scorer.take]))
     service.hear(Hearing(MONITORING_NOTICES, [notifier.tell], together=NOTICES_TOGETHER))
     service.app.include_router(api.routes(service, scorer))
     service.app.include_router(evaluator_api.routes(service, evaluators))
+    service.app.include_router(notice_api.routes())
     service.app.include_router(reporting.routes(service, settings))
     service.app.include_router(whatif_api.routes(service, references))
     return service

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from meguri_contracts import estimators
 from meguri_contracts.errors import Conflict, Invalid, NotFound
@@ -21,6 +22,7 @@ from meguri_contracts.gates import Rule, parse_gate
 from meguri_contracts.spec import NOTIFY_PREFIX, NOTIFY_VARIABLE, Dataset, ModelSpec
 from meguri_registry import rollouts
 from meguri_registry.models import Model
+from meguri_registry.schemes import SCHEMES
 
 
 def apply_spec(model: Model, spec: ModelSpec, actor: str, datasets: Mapping[str, Dataset]) -> list[Event]:
@@ -61,6 +63,11 @@ def _check_url(place: str, url: str) -> None:
         raise Invalid(
             f"{place}: this is no URL, such as mailto://…, slack://… or json://…, and no ${{{NOTIFY_PREFIX}…}}"
         )
+    scheme = url.partition("://")[0].lower()
+    if "${" not in scheme and scheme not in SCHEMES:
+        near = get_close_matches(scheme, sorted(SCHEMES))
+        listed = f"near are: {', '.join(near)}" if near else "see https://appriseit.com"
+        raise Invalid(f"{place}: messages cannot be sent by what stands before ://; {listed}")
 
 
 def judge(model: Model, trained: ModelTrained) -> list[Event]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,8 @@ import typer
 
 from meguri import client as sdk
 from meguri import evaluating, keeping, labelling, operating, scoring, serving, show, traces, watching, whatif
-from meguri.answering import Json, answer, fail, give
-from meguri.client import Meguri, Refused
+from meguri.answering import Json, answer, complain, fail, give
+from meguri.client import Meguri, MeguriClientError, Refused
 from meguri.provisioning import provision
 from meguri_contracts.topology import TRAINING_FITS
 
@@ -52,7 +53,11 @@ def provision_(
 def apply(spec: Annotated[Path, typer.Argument(help="A model spec, YAML.")], as_json: Json = False) -> None:
     """Apply a model spec. The same spec again changes nothing."""
     with Meguri() as meguri:
-        give(as_json, meguri.apply(spec.read_bytes()), show.said)
+        applied = meguri.apply(spec.read_bytes())
+        give(as_json, applied, show.said)
+        for event in applied["events"]:
+            for trouble in _untold(meguri, event["spec"].get("notify", {}).get("urls", ())):
+                complain(f"applied, but {trouble}")
 
 
 @app.command()
@@ -163,6 +168,13 @@ def trace(
         )
     drawn = [(traces.waterfall(spans, one), *traces.neighbours(spans, one)) for one in found]
     give(as_json, show.traces_as_data(drawn), lambda out, _: show.waterfalls(out, drawn))
+
+
+def _untold(meguri: Meguri, urls: Sequence[str]) -> Sequence[str]:
+    try:
+        return meguri.untold(urls)
+    except MeguriClientError as error:
+        return [f"whether anybody can be told of episodes is not known: {error}"]
 
 
 watching.add_to(app)

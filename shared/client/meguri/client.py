@@ -111,6 +111,11 @@ class Meguri:
         """Apply a model spec, YAML or JSON."""
         return self._ask("POST", "registry", "/specs", content=spec)
 
+    def untold(self, urls: Sequence[str]) -> list[str]:
+        """Why messages about episodes could not be sent to URLs of a spec, as monitoring is set up; nothing is sent."""
+        found = self._ask("POST", "monitoring", "/notify/check", json={"urls": list(urls)}) if urls else []
+        return [f"{one['target']} cannot be told of episodes: {one['trouble']}" for one in found if one["trouble"]]
+
     def models(self) -> list[dict[str, Any]]:
         return self._ask("GET", "registry", "/models")
 

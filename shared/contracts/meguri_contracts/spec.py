@@ -257,7 +257,7 @@ class Notify(_Spec):
     """Who is told of episodes: one message when one begins, one when it ends."""
 
     urls: tuple[str, ...] = ()
-    """Of Apprise: mailto://, slack://, msteams://, json:// and the rest. `${NOTIFY_NAME}` stands for a variable of
+    """Of Apprise: mailto://, slack://, workflows:// (Teams), json:// and the rest. `${NOTIFY_NAME}` stands for a variable of
     monitoring's environment, so that no password need stand in a spec; others than `NOTIFY_` ones may not be named."""
     language: Literal["en", "ja"] = "en"
 

@@ -81,6 +81,19 @@ class Notifier:
         except MeguriError as error:
             return str(error)
 
+    def untold(self) -> str | None:
+        """Whose episodes somebody could not be told of, if there were any now; the first such."""
+        try:
+            with self._database.read() as session:
+                rows = notice_store.all_to_be_told(session)
+        except MeguriError as error:
+            return str(error)
+        for row in rows:
+            for target in sending.targets(row.urls):
+                if why := sending.unusable(target.url, os.environ):
+                    return f"{target.name} cannot be told of episodes of {row.model}: {why}"
+        return None
+
     def _waiting(self, session: Session) -> str | None:
         for (episode, moment, target), reason in list(self._left.items()):
             if (moment, target) in {(one.moment, one.target) for one in notice_store.notices(session, episode)}:

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote
 
 from apprise import Apprise, AppriseAsset, NotifyBase, NotifyFormat
@@ -17,6 +18,8 @@ SEND_TIMEOUT = 60.0
 """Seconds for one try."""
 SHORTEST_SECRET = 4
 """Letters from which on a part of a URL is cut out of what is said about it."""
+
+NO_URL = "this is no URL that Apprise can send to: its scheme is unknown, or a part is missing or wrong"
 
 _ASSET = AppriseAsset(app_id="meguri", app_desc="meguri", app_url="", image_url_mask="", image_url_logo="")
 # What it logs has URLs in it.
@@ -50,6 +53,14 @@ def targets(urls: Sequence[str]) -> list[Target]:
     return list(found.values())
 
 
+def unusable(url: str, environment: Mapping[str, str]) -> str:
+    """Say why nothing can be sent to a URL of a spec as things are; empty if it can be tried."""
+    try:
+        return "" if _is_usable(expanded(url, environment)) else NO_URL
+    except Unusable as error:
+        return str(error)
+
+
 def expanded(url: str, environment: Mapping[str, str]) -> str:
     """Put variables in their places: as they are where one is the whole URL, else quoted. Raises Unusable."""
     if whole := NOTIFY_VARIABLE.fullmatch(url):
@@ -62,7 +73,7 @@ async def deliver(url: str, words: Words, timeout: float = SEND_TIMEOUT) -> None
     # The first time all plugins are loaded.
     plugin = await asyncio.to_thread(_plugin, url)
     if plugin is None:
-        raise Unusable("this is no URL that Apprise can send to: its scheme is unknown, or a part is missing or wrong")
+        raise Unusable(NO_URL)
     sender = Apprise(asset=_ASSET)
     sender.add(plugin)
     result = await sender.async_notify(
@@ -77,10 +88,16 @@ async def deliver(url: str, words: Words, timeout: float = SEND_TIMEOUT) -> None
         raise NotDelivered(_without_secrets("; ".join(dict.fromkeys(said)) or "not accepted, without a reason", url))
 
 
+@lru_cache(maxsize=1000)
+def _is_usable(url: str) -> bool:
+    return _plugin(url) is not None
+
+
 def _plugin(url: str) -> NotifyBase | None:
     return Apprise.instantiate(url, asset=_ASSET)
 
 
+@lru_cache(maxsize=1000)
 def _name(url: str) -> str | None:
     """Scheme, host and port; the scheme alone where a token stands in the host's place; None if that cannot be told."""
     if NOTIFY_VARIABLE.fullmatch(url):

@@ -84,6 +84,10 @@ def notify(session: Session, model: str) -> NotifyRow | None:
     return session.get(NotifyRow, model)
 
 
+def all_to_be_told(session: Session) -> Sequence[NotifyRow]:
+    return session.exec(select(NotifyRow).order_by(NotifyRow.model)).all()
+
+
 def notices(session: Session, episode: str) -> Sequence[NoticeRow]:
     """Return what became of the messages about an episode."""
     return session.exec(select(NoticeRow).where(NoticeRow.episode == episode).order_by(col(NoticeRow.time))).all()
