@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from meguri_chassis.artifacts import Artifacts
-from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved
+from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved, NoticeFailed
 from meguri_monitoring.app import build
 from meguri_monitoring.settings import Settings
 from tests.client.conftest import meguri, reachable
@@ -45,6 +45,18 @@ async def test_episodes_are_listed(model):
     assert "version 4 [serves]" in listed.out
     assert [one["episode"] for one in still_open.data] == ["e-2"]
     assert len(everything.data) == 3
+
+
+async def test_episodes_say_whom_nobody_could_tell_of_them(own, model):
+    failed = NoticeFailed(model=model, episode="e-2", moment="opened", target="json://[host]", error="no [answer]")
+    await own.say(failed)
+
+    line = "json://[host] was not told that e-2 was opened: no [answer]; `meguri dead` has the message"
+
+    async def told() -> bool:
+        return line in (await meguri("episodes", model)).out
+
+    await until(told)
 
 
 async def test_that_somebody_has_seen_an_episode_is_said(own, model):

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -51,14 +51,17 @@ def mail_server(port: int, mailbox: Mailbox | None = None) -> Iterator[Mailbox]:
 
 
 @contextmanager
-def web_server(port: int) -> Iterator[list[Any]]:
-    """A web server that takes JSON; yields what was posted to it."""
+def web_server(port: int, refuses: Callable[[], bool] = lambda: False) -> Iterator[list[Any]]:
+    """A web server that takes JSON, or answers 500 while it `refuses`; yields what it took."""
     posted: list[Any] = []
 
     class Takes(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            is_refused = refuses()
+            if not is_refused:
+                posted.append(body)
+            self.send_response(500 if is_refused else 200)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -267,15 +267,77 @@ async def test_who_could_not_be_told_is_warned_of_before_anything_happens(own_br
     )
 
 
-async def test_of_several_replicas_one_tells(own_broker, tmp_path):
-    async with telling(own_broker, tmp_path, mail_url(port := free_port()), replicas=2) as told:
-        with mail_server(port) as mailbox:
-            for number in range(10):
+async def test_of_several_replicas_one_tells(own_broker, tmp_path, soon):
+    port, hook = free_port(), free_port()
+    async with telling(own_broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/x", replicas=2) as told:
+        with mail_server(port) as mailbox, web_server(hook) as posted:
+            for number in range(5):
                 await told.begins(f"e-{number}")
-            await told.said(NoticeSent, 10)
+            for number in range(5):
+                await told.ends(f"e-{number}")
+            await told.said(NoticeSent, 20)
             await told.idle()
 
-    assert len(mailbox.mails) == 10
+    assert ["over" in subject for subject in mailbox.subjects].count(True) == 5
+    assert (len(mailbox.mails), len(posted)) == (10, 10)
+
+
+async def test_who_was_told_before_a_restart_is_told_only_of_the_end_after_it(own_broker, tmp_path):
+    port = free_port()
+    with mail_server(port) as mailbox:
+        async with telling(own_broker, tmp_path, mail_url(port)) as told:
+            model = told.model
+            await told.begins("e-1")
+            await told.said(NoticeSent)
+        async with telling(own_broker, tmp_path) as again:
+            told = replace(again, model=model)
+            await told.ends("e-1")
+            await told.said(NoticeSent, 2)
+            await told.idle()
+
+    assert ["over" in subject for subject in mailbox.subjects] == [False, True]
+
+
+async def test_a_hook_that_answers_500_is_tried_again_and_those_that_work_hear_once(own_broker, tmp_path, soon):
+    hook, broken, refuses = free_port(), free_port(), [True]
+    urls = (f"json://127.0.0.1:{hook}/x", f"json://127.0.0.1:{broken}/x")
+    async with telling(own_broker, tmp_path, *urls, replicas=2) as told:
+        with web_server(hook) as posted, web_server(broken, lambda: refuses[0]) as late:
+            await told.begins("e-1")
+            await told.ends("e-1")
+
+            async def tries() -> bool:
+                consumer = await told.wire.js.consumer_info("MEGURI", MONITORING_NOTICES.name)
+                return consumer.num_redelivered is not None and consumer.delivered.consumer_seq > 6
+
+            await until(tries)
+            refuses[0] = False
+            await told.said(NoticeSent, 4)
+            await told.idle()
+
+    assert ["over" in one["title"] for one in posted] == [False, True]
+    assert ["over" in one["title"] for one in late] == [False, True]
+
+
+async def test_who_was_not_told_stands_with_the_episode(own_broker, tmp_path):
+    hook = free_port()
+    async with telling(own_broker, tmp_path, "${NOTIFY_NOWHERE}", f"json://127.0.0.1:{hook}/x") as told:
+        with web_server(hook):
+            await told.begins("e-1")
+            await told.said(NoticeSent)
+            await told.said(NoticeFailed)
+            await told.idle()
+
+        async def shown() -> list[dict[str, Any]]:
+            (one,) = (await told.http.get("/episodes", params={"model": told.model})).json()
+            return one["not_told"]
+
+        (failed,) = await until(shown)
+        page = (await told.http.get("/episodes/e-1/report")).text
+
+    why = "the variable NOTIFY_NOWHERE is not set where monitoring runs"
+    assert failed == {"moment": "opened", "target": "${NOTIFY_NOWHERE}", "error": why}
+    assert f"${{NOTIFY_NOWHERE}} could not be told that it began: {why}." in page
 
 
 async def test_a_message_that_comes_again_tells_nobody_again(own_broker, tmp_path):

@@ -34,6 +34,11 @@ def episodes(out: Console, found: Sequence[dict[str, Any]]) -> None:
     for one in found:
         if one["resolved"]:
             out.print(f"{one['episode']} ended {one['resolved'][:19].replace('T', ' ')}: {escape(one['reason'])}")
+        for failed in one.get("not_told", ()):
+            what = escape(
+                f"{failed['target']} was not told that {one['episode']} was {failed['moment']}: {failed['error']}"
+            )
+            out.print(f"[red]{what}[/]; `meguri dead` has the message")
 
 
 def acknowledged(out: Console, one: dict[str, Any]) -> None:

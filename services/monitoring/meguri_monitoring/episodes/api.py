@@ -17,7 +17,10 @@ from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring import store
 from meguri_monitoring.episodes import episodes
 from meguri_monitoring.episodes import store as episode_store
+from meguri_monitoring.notices import store as notice_store
 
+NOT_TOLD = {"moment", "target", "error"}
+"""What is shown of a message that was given up."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Actor = Annotated[str, Header(alias="Meguri-Actor", max_length=128)]
@@ -44,7 +47,7 @@ def routes(service: Service) -> APIRouter:
         with database.read() as session:
             if model is not None:
                 store.require_known(session, model)
-            return [_episode(row) for row in episode_store.found(session, model, open, about)]
+            return _episodes(session, episode_store.found(session, model, open, about))
 
     @router.get("/episodes/{episode}")
     def get_episode(episode: str) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def routes(service: Service) -> APIRouter:
         with database.read() as session:
             row = episode_store.episode(session, episode)
             windows = episode_store.evidence(session, episode)
-            return _episode(row) | {
+            return _episodes(session, [row])[0] | {
                 "timeline": [_line(line) for line in episode_store.lines(session, episode)],
                 "evidence": [one.judged | {"evidence": one.evidence} for one in windows],
             }
@@ -73,9 +76,18 @@ def routes(service: Service) -> APIRouter:
         command = key or str(uuid4())
         await decider.carry_out(decide, cause=command, journey=command)
         await decider.settled()
-        return await database.ask(lambda session: _episode(episode_store.episode(session, episode)))
+        return await database.ask(lambda session: _episodes(session, [episode_store.episode(session, episode)])[0])
 
     return router
+
+
+def _episodes(session: Session, rows: Sequence[episode_store.EpisodeRow]) -> list[dict[str, Any]]:
+    """Episodes, with whom nobody could tell of them."""
+    failed = notice_store.not_told(session, [rows[0].episode] if len(rows) == 1 else None)
+    return [
+        _episode(row) | {"not_told": [one.model_dump(include=NOT_TOLD) for one in failed.get(row.episode, ())]}
+        for row in rows
+    ]
 
 
 def _episode(row: episode_store.EpisodeRow) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tables of who is to be told of episodes, and who was."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -91,6 +92,15 @@ def all_to_be_told(session: Session) -> Sequence[NotifyRow]:
 def notices(session: Session, episode: str) -> Sequence[NoticeRow]:
     """Return what became of the messages about an episode."""
     return session.exec(select(NoticeRow).where(NoticeRow.episode == episode).order_by(col(NoticeRow.time))).all()
+
+
+def not_told(session: Session, episodes: Sequence[str] | None = None) -> Mapping[str, Sequence[NoticeRow]]:
+    """Return by episode the messages that were given up, oldest first; of all episodes without a choice."""
+    query = select(NoticeRow).where(NoticeRow.error != "").order_by(col(NoticeRow.time))
+    found: dict[str, list[NoticeRow]] = defaultdict(list)
+    for row in session.exec(query if episodes is None else query.where(col(NoticeRow.episode).in_(episodes))):
+        found[row.episode].append(row)
+    return found
 
 
 def given_up(session: Session) -> NoticeRow | None:
