@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -32,10 +33,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "system" not in item.path.parts)
 
 
-def free_port() -> int:
+def free_port(*further: int) -> int:
+    """A port that is free, and those so much `further` on; below those that the kernel gives to whoever connects."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        if all(_is_free(port + one) for one in (0, *further)):
+            return port
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 async def until(

@@ -16,6 +16,8 @@ from meguri.client import Meguri
 from meguri_contracts.topology import PORTS
 from tests.conftest import PATIENCE, ROOT, free_port
 
+NEXT_REPLICA = 10
+"""How much further on the port of a service's second replica is."""
 STORY_PATIENCE = 400
 """Seconds in which the story must have been played."""
 
@@ -48,7 +50,7 @@ class Laptop:
 
 def environment(var: Path) -> dict[str, str]:
     """Return the environment of a system of its own: free ports, its own folder."""
-    ports = {f"MEGURI_{service.upper()}_PORT": str(free_port()) for service in PORTS}
+    ports = {f"MEGURI_{service.upper()}_PORT": str(free_port(NEXT_REPLICA)) for service in PORTS}
     ports |= {"MEGURI_NATS_PORT": str(free_port()), "MEGURI_NATS_MONITOR_PORT": str(free_port())}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MEGURI_", "OTEL_"))}
     return kept | ports | {"MEGURI_VAR": str(var)}

@@ -19,7 +19,7 @@ import yaml
 from meguri.client import Meguri, address, publish
 from meguri.following import follow
 from tests.conftest import ROOT, until
-from tests.system.conftest import environment, started
+from tests.system.conftest import NEXT_REPLICA, environment, started
 from tests.system.load import Answered, Load
 
 sys.path.insert(0, str(ROOT / "examples/digits"))
@@ -46,7 +46,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int
     monkeypatch.setenv("MEGURI_NATS_URL", f"nats://127.0.0.1:{env['MEGURI_NATS_PORT']}")
     port = int(env["MEGURI_INFERENCE_PORT"])
     with started(env, tmp_path / "printed", "--bare", "services are ready"):
-        yield [port, port + 10]
+        yield [port, port + NEXT_REPLICA]
 
 
 @dataclass
