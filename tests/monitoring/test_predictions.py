@@ -414,7 +414,6 @@ def test_files_of_a_wide_table_are_found_by_sequence(tmp_path):
 def test_files_that_are_no_longer_of_a_table_are_removed(tmp_path, monkeypatch):
     for name, value in {"COMPACT_EVERY": 5, "TIDY_EVERY": 20, "UNUSED_HOURS": 0}.items():
         monkeypatch.setattr(writing, name, value)
-    monkeypatch.setattr(writing, "_FORGETS", {"delta.logRetentionDuration": "interval 0 seconds"})
     uri = str(tmp_path)
     write_as_before(uri, 1, "old", x=[1], y=[0.5])
     killed = tmp_path / "part-of-who-was-killed.parquet"

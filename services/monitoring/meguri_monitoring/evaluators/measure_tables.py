@@ -14,10 +14,12 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from meguri_contracts.errors import Invalid, NotFound
-from meguri_monitoring.predictions.writing import COMPACT_EVERY, TableBusy
+from meguri_monitoring.predictions.writing import TableBusy, tidy
 
 logger = logging.getLogger(__name__)
 
+KEPT_HOURS = 30 * 24
+"""For how long it is known what a table had before it was refilled."""
 TRIES = 5
 """How often others may refill a table at the same time before it is left to them."""
 _WRITER, _REFILLER = "evaluator", "refill"
@@ -143,5 +145,4 @@ def _write(table: DeltaTable, rows: pl.DataFrame, marker: Transaction) -> None:
         raise
     except (pl.exceptions.PolarsError, DeltaError) as error:
         raise Invalid(f"the rows do not fit their table: {error}") from error
-    if table.version() % COMPACT_EVERY == 0:
-        table.optimize.compact()
+    tidy(table, unused_hours=KEPT_HOURS)

@@ -24,7 +24,8 @@ COMPACTED = 2 * 1024 * 1024
 TIDY_EVERY = 1_000
 """Commits between two removals of files that are no longer of the table."""
 UNUSED_HOURS = 1
-"""Hours for which such files stay, for who began to read them; and the log of the table's changes."""
+"""Hours for which such files stay, for who began to read them; and the log of the table's changes. Of that usual are 30 days:
+a file for each commit, among which every append would have to find the last."""
 ROW_GROUP = 50_000
 """Rows that are read together at least."""
 HELD_OPEN = 32
@@ -32,8 +33,6 @@ HELD_OPEN = 32
 
 _FOUND_BY: dict[str, str | None] = {"delta.dataSkippingStatsColumns": f"prediction_id,time,{SEQUENCE}"}
 """Columns whose ranges stand beside each file, so that only those are read that may have what is looked for. Usual are 32."""
-_FORGETS = {"delta.logRetentionDuration": f"interval {UNUSED_HOURS} hours"}
-"""Usual are 30 days: a file for each commit, among which every append would have to find the last."""
 _ALIKE = {"time", "model", "version", "producer", ENTITY, ROLE, SEQUENCE, "label"}
 """Columns with few values. To look for those in a column of measurements costs more than all the rest of an append."""
 
@@ -85,15 +84,17 @@ class Writer:
             self._hold(table_uri, table, columns)
             return 0
         rows, columns, added = _rows(fresh, columns)
+        written_as = _written_as(tuple(columns))
         write_deltalake(
             table,
-            rows.to_arrow(),
+            # Several chunks would be written side by side, in any order.
+            rows.rechunk().to_arrow(),
             mode="append",
             schema_mode="merge" if added else None,
             commit_properties=CommitProperties(app_transactions=[Transaction(WRITER, fresh[-1].sequence)]),
-            writer_properties=_written_as(tuple(columns)),
+            writer_properties=written_as,
         )
-        _tidy(table, table.version(), tuple(columns))
+        tidy(table, written_as, unused_hours=UNUSED_HOURS)
         self._hold(table_uri, table, columns)
         return rows.height
 
@@ -121,16 +122,23 @@ def _rows(batches: Sequence[Batch], columns: Columns) -> tuple[pl.DataFrame, Col
     return pl.concat([_fitted(batch.frame, columns) for batch in batches]), columns, bool(added)
 
 
-def _tidy(table: DeltaTable, version: int, columns: tuple[str, ...]) -> None:
+def tidy(table: DeltaTable, written_as: WriterProperties | None = None, *, unused_hours: int) -> None:
+    """Now and then put small files of a table together, and remove those that have not been of it for so many hours."""
+    version = table.version()
     if version % COMPACT_EVERY == 0:
         size = None if version % WHOLE_EVERY == 0 else COMPACTED
-        table.optimize.compact(target_size=size, writer_properties=_written_as(columns))
+        table.optimize.compact(target_size=size, writer_properties=written_as)
     if version % TIDY_EVERY == 0:
-        if not _FORGETS.items() <= table.metadata().configuration.items():
+        forgets = _forgets(unused_hours)
+        if not forgets.items() <= table.metadata().configuration.items():
             # A table of before.
-            table.alter.set_table_properties(_FORGETS)
+            table.alter.set_table_properties(forgets)
         # All of them: who is killed in an append or a compaction leaves files that no log tells of.
-        table.vacuum(UNUSED_HOURS, dry_run=False, enforce_retention_duration=False, full=True)
+        table.vacuum(unused_hours, dry_run=False, enforce_retention_duration=False, full=True)
+
+
+def _forgets(unused_hours: int) -> dict[str, str]:
+    return {"delta.logRetentionDuration": f"interval {unused_hours} hours"}
 
 
 def _mark(table: DeltaTable, version: int) -> tuple[int, int] | None:
@@ -163,7 +171,11 @@ def _open(table_uri: str, like: pl.DataFrame) -> DeltaTable:
         once = CommitProperties(max_commit_retries=0)
         schema = like.clear().to_arrow().schema
         return DeltaTable.create(
-            table_uri, schema=schema, mode="ignore", configuration=_FOUND_BY | _FORGETS, commit_properties=once
+            table_uri,
+            schema=schema,
+            mode="ignore",
+            configuration=_FOUND_BY | _forgets(UNUSED_HOURS),
+            commit_properties=once,
         )
 
 
