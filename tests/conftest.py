@@ -143,12 +143,6 @@ def broker(provisioned: Path, tmp_path: Path) -> Iterator[Broker]:
     broker.kill()
 
 
-@pytest.fixture
-def own_broker(broker: Broker) -> Broker:
-    """The same."""
-    return broker
-
-
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL of our own, without a database name. Skips where its binaries are missing."""

@@ -27,8 +27,8 @@ REQUEST = TrainingRequested(model="m", reason="why", actor="test")
 
 
 @pytest.fixture
-async def own(own_broker: Broker) -> AsyncIterator[Wire]:
-    async with wire(own_broker) as own:
+async def own(broker: Broker) -> AsyncIterator[Wire]:
+    async with wire(broker) as own:
         yield own
 
 
@@ -102,10 +102,8 @@ def give_version(event: TrainingRequested, session: Any) -> Sequence[ModelRegist
     return register(event.model, event.reason)(session)
 
 
-async def test_what_a_deciding_handler_returns_is_appended_once_with_its_cause_and_journey(
-    own, own_broker, database_url
-):
-    async with toy(database_url, own.js) as replica, hearing(own_broker, give_version, decider=replica.decider):
+async def test_what_a_deciding_handler_returns_is_appended_once_with_its_cause_and_journey(own, broker, database_url):
+    async with toy(database_url, own.js) as replica, hearing(broker, give_version, decider=replica.decider):
         for i in range(1, 6):
             await own.say(REQUEST, id=f"cause-{i}", journey="the journey")
         await until(lambda: all_done(own))
@@ -116,21 +114,21 @@ async def test_what_a_deciding_handler_returns_is_appended_once_with_its_cause_a
         assert {message.journey for message in said} == {"the journey"}
 
 
-async def test_an_acting_handler_gets_the_event_and_the_message(own, own_broker):
+async def test_an_acting_handler_gets_the_event_and_the_message(own, broker):
     heard = []
 
     @hears(TrainingRequested)
     async def act(event, message):
         heard.append((event, message.id, message.deliveries))
 
-    async with hearing(own_broker, act):
+    async with hearing(broker, act):
         await own.say(REQUEST, id="1")
         await until(lambda: all_done(own))
 
     assert heard == [(REQUEST, "1", 1)]
 
 
-async def test_each_kind_goes_to_the_handler_that_hears_it(own, own_broker):
+async def test_each_kind_goes_to_the_handler_that_hears_it(own, broker):
     heard = []
 
     @hears(TrainingRequested)
@@ -141,7 +139,7 @@ async def test_each_kind_goes_to_the_handler_that_hears_it(own, own_broker):
     async def other(event, message):
         heard.append(("other", event.kind()))
 
-    async with hearing(own_broker, one, other):
+    async with hearing(broker, one, other):
         await own.say(REQUEST)
         await own.say(ModelLoaded(model="m", version=1, replica="r", seconds=0))
         await own.say(ModelRegistered(model="m", version=1, run="r"))
@@ -150,9 +148,9 @@ async def test_each_kind_goes_to_the_handler_that_hears_it(own, own_broker):
     assert sorted(heard) == [("one", "training-requested"), ("other", "model-loaded"), ("other", "model-registered")]
 
 
-async def test_a_message_that_can_never_succeed_is_set_aside_as_it_was_with_the_reason(own, own_broker):
+async def test_a_message_that_can_never_succeed_is_set_aside_as_it_was_with_the_reason(own, broker):
     handle, deliveries = failing(Conflict('the "model" is away'))
-    async with hearing(own_broker, handle):
+    async with hearing(broker, handle):
         sequence = await own.say(REQUEST, id="1", source="werk 4")
         (dead,) = await until(lambda: own.stored(DEAD, f"{DEAD_PREFIX}.{NAME}.>"))
         await until(lambda: all_done(own))
@@ -178,9 +176,9 @@ async def test_a_message_that_can_never_succeed_is_set_aside_as_it_was_with_the_
         ("m.é", b"{}", "Malformed: the subject ends in 'm.é'"),
     ],
 )
-async def test_a_message_that_cannot_be_read_is_set_aside_and_the_next_one_is_heard(own, own_broker, key, body, reason):
+async def test_a_message_that_cannot_be_read_is_set_aside_and_the_next_one_is_heard(own, broker, key, body, reason):
     handle, deliveries = failing()
-    async with hearing(own_broker, handle):
+    async with hearing(broker, handle):
         await own.publish("training-requested", key, body)
         await own.say(REQUEST)
         await until(lambda: all_done(own))
@@ -191,9 +189,9 @@ async def test_a_message_that_cannot_be_read_is_set_aside_and_the_next_one_is_he
     assert dead.data == body
 
 
-async def test_an_unexpected_error_is_retried_as_often_as_there_are_delays_and_then_set_aside(own, own_broker):
+async def test_an_unexpected_error_is_retried_as_often_as_there_are_delays_and_then_set_aside(own, broker):
     handle, deliveries = failing(*[ZeroDivisionError("oops")] * 10)
-    async with hearing(own_broker, handle):
+    async with hearing(broker, handle):
         await own.say(REQUEST)
         (dead,) = await until(lambda: own.parked(NAME))
         await until(lambda: all_done(own))
@@ -203,9 +201,9 @@ async def test_an_unexpected_error_is_retried_as_often_as_there_are_delays_and_t
     assert dead["meguri-deliveries"] == "4"
 
 
-async def test_a_message_is_never_set_aside_for_a_reason_that_lies_outside_of_it(own, own_broker):
+async def test_a_message_is_never_set_aside_for_a_reason_that_lies_outside_of_it(own, broker):
     handle, deliveries = failing(*[TemporaryError("the store is away")] * 9)
-    async with hearing(own_broker, handle):
+    async with hearing(broker, handle):
         await own.say(REQUEST)
         await until(lambda: all_done(own))
 
@@ -213,14 +211,14 @@ async def test_a_message_is_never_set_aside_for_a_reason_that_lies_outside_of_it
     assert await own.parked(NAME) == []
 
 
-async def test_a_refusal_is_the_answer_to_what_cannot_succeed_and_nothing_is_set_aside(own, own_broker):
+async def test_a_refusal_is_the_answer_to_what_cannot_succeed_and_nothing_is_set_aside(own, broker):
     handle, _ = failing(Conflict("no"))
     refused = []
 
     async def refuse(message, error):
         refused.append((message.id, type(error).__name__))
 
-    async with hearing(own_broker, handle, refuse=refuse):
+    async with hearing(broker, handle, refuse=refuse):
         await own.say(REQUEST, id="conflict")
         await until(lambda: refused)
         await own.publish("training-requested", "m", b"rows", {"ce-id": "malformed"})
@@ -230,20 +228,20 @@ async def test_a_refusal_is_the_answer_to_what_cannot_succeed_and_nothing_is_set
     assert await own.parked(NAME) == []
 
 
-async def test_what_cannot_even_be_refused_is_set_aside(own, own_broker):
+async def test_what_cannot_even_be_refused_is_set_aside(own, broker):
     handle, _ = failing(Conflict("no"))
 
     async def refuse(message, error):
         raise PermanentError(f"no receipt for: {error}")
 
-    async with hearing(own_broker, handle, refuse=refuse):
+    async with hearing(broker, handle, refuse=refuse):
         await own.say(REQUEST)
         (dead,) = await until(lambda: own.parked(NAME))
 
     assert unquote(dead["meguri-reason"]) == "PermanentError: no receipt for: no"
 
 
-async def test_a_handler_that_takes_longer_than_the_broker_waits_runs_once(own, own_broker):
+async def test_a_handler_that_takes_longer_than_the_broker_waits_runs_once(own, broker):
     ack_wait, deliveries = 0.3, []
 
     @hears(TrainingRequested)
@@ -252,7 +250,7 @@ async def test_a_handler_that_takes_longer_than_the_broker_waits_runs_once(own, 
         await asyncio.sleep(4 * ack_wait)  # the work itself
 
     # The other replica would get what the broker takes for abandoned.
-    async with hearing(own_broker, act, ack_wait=ack_wait), hearing(own_broker, act, ack_wait=ack_wait):
+    async with hearing(broker, act, ack_wait=ack_wait), hearing(broker, act, ack_wait=ack_wait):
         await own.say(REQUEST)
         await until(lambda: all_done(own))
 
@@ -260,7 +258,7 @@ async def test_a_handler_that_takes_longer_than_the_broker_waits_runs_once(own, 
     assert (await own.js.consumer_info(LOG, NAME)).num_redelivered == 0
 
 
-async def test_a_message_comes_again_when_the_process_dies_that_had_it_in_hand(own, own_broker):
+async def test_a_message_comes_again_when_the_process_dies_that_had_it_in_hand(own, broker):
     taken, deliveries = asyncio.Event(), []
 
     @hears(TrainingRequested)
@@ -274,17 +272,17 @@ async def test_a_message_comes_again_when_the_process_dies_that_had_it_in_hand(o
 
     # Seen from the broker, a closed connection is death: no sign of life comes any more, nor a goodbye.
     with suppress(ExceptionGroup):
-        async with hearing(own_broker, die, ack_wait=0.3) as process:
+        async with hearing(broker, die, ack_wait=0.3) as process:
             await own.say(REQUEST)
             await taken.wait()
             await process._connection.close()
-            async with hearing(own_broker, act, ack_wait=0.3):
+            async with hearing(broker, act, ack_wait=0.3):
                 await until(lambda: all_done(own))
 
     assert deliveries == [2]
 
 
-async def test_a_failing_message_does_not_keep_the_others_waiting(own, own_broker, monkeypatch):
+async def test_a_failing_message_does_not_keep_the_others_waiting(own, broker, monkeypatch):
     monkeypatch.setattr(bus, "RETRY_DELAYS", (600.0,))
     heard = []
 
@@ -294,7 +292,7 @@ async def test_a_failing_message_does_not_keep_the_others_waiting(own, own_broke
             raise TemporaryError("later")
         heard.append(event.model)
 
-    async with hearing(own_broker, act):
+    async with hearing(broker, act):
         for model in ("bad", "a", "b"):
             await own.say(TrainingRequested(model=model, reason="", actor="test"))
         await until(lambda: len(heard) == 2)
@@ -302,7 +300,7 @@ async def test_a_failing_message_does_not_keep_the_others_waiting(own, own_broke
     assert sorted(heard) == ["a", "b"]
 
 
-async def test_a_message_that_finds_all_hands_full_is_not_delivered_again_for_that(own, own_broker):
+async def test_a_message_that_finds_all_hands_full_is_not_delivered_again_for_that(own, broker):
     busy, released, deliveries = [], asyncio.Event(), []
 
     @hears(TrainingRequested)
@@ -311,7 +309,7 @@ async def test_a_message_that_finds_all_hands_full_is_not_delivered_again_for_th
         deliveries.append(message.deliveries)
         await released.wait()
 
-    async with hearing(own_broker, hold, ack_wait=0.3, together=2):
+    async with hearing(broker, hold, ack_wait=0.3, together=2):
         for i in range(5):
             await own.say(REQUEST, id=f"cause-{i}")
         await until(lambda: len(busy) == 2)
@@ -338,7 +336,7 @@ async def _after_a_redelivery(own: Wire, ack_wait: float) -> None:
             return
 
 
-async def test_what_is_in_hand_is_finished_before_the_service_goes(own, own_broker):
+async def test_what_is_in_hand_is_finished_before_the_service_goes(own, broker):
     began, released, done = asyncio.Event(), asyncio.Event(), []
 
     @hears(TrainingRequested)
@@ -347,7 +345,7 @@ async def test_what_is_in_hand_is_finished_before_the_service_goes(own, own_brok
         await released.wait()
         done.append(message.id)
 
-    async with hearing(own_broker, hold, together=2):
+    async with hearing(broker, hold, together=2):
         await own.say(REQUEST, id="cause")
         await began.wait()
         asyncio.get_running_loop().call_soon(released.set)

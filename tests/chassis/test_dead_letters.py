@@ -35,8 +35,8 @@ REQUEST = TrainingRequested(model="m", reason="why", actor="test")
 
 
 @pytest.fixture
-async def own(own_broker: Broker) -> AsyncIterator[Wire]:
-    async with wire(own_broker) as own:
+async def own(broker: Broker) -> AsyncIterator[Wire]:
+    async with wire(broker) as own:
         yield own
 
 
@@ -132,13 +132,13 @@ async def test_a_letter_is_cut_to_what_the_broker_takes_and_says_so(own, letters
     assert len([name for name in letter.headers if name.startswith("short-")]) == 100
 
 
-async def test_odd_headers_keep_nothing_from_being_parked(own, own_broker, letters):
+async def test_odd_headers_keep_nothing_from_being_parked(own, broker, letters):
     headers = (
         b"NATS/1.0\r\nX(Y): 1\r\n[]: 2\r\ne\xc3\xa9: 3\r\nbytes: \xff\xfe\r\nce-id: a%00b%F0%9F\r\nce-source: \xff\r\n"
         b"good: yes\r\n\r\n"
     )
     subject, body = b"meguri.events.training-requested.m", b"rows"
-    _, writer = await asyncio.open_connection("127.0.0.1", own_broker.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
     frame = b"HPUB %s %d %d\r\n%s%s\r\n" % (subject, len(headers), len(headers) + len(body), headers, body)
     writer.write(b'CONNECT {"headers":true,"verbose":false}\r\n' + frame)
     await writer.drain()
@@ -226,25 +226,23 @@ async def test_what_is_given_up_may_have_headers_in_any_script(own, letters):
     assert said.producer == "Größe"
 
 
-async def test_what_was_given_up_while_nobody_followed_is_parked_after_a_restart_of_the_broker(
-    own, own_broker, letters
-):
+async def test_what_was_given_up_while_nobody_followed_is_parked_after_a_restart_of_the_broker(own, broker, letters):
     await deliver_once(own)
     async with going_on(letters.follow_advisories):
         first = await lapse(own)
         await until(lambda: is_said(own, [first]), "the dead letter")
-        own_broker.kill()
-        own_broker.start()
-        async with wire(own_broker) as after:
+        broker.kill()
+        broker.start()
+        async with wire(broker) as after:
             second = await lapse(after)
             await until(lambda: is_said(after, [first, second]), "the dead letter after the restart")
 
-    async with wire(own_broker) as before:
+    async with wire(broker) as before:
         third = await lapse(before)
         await until(lambda: own_advisories(before, 3), "an advisory that nobody reads")
-    own_broker.kill()
-    own_broker.start()
-    async with wire(own_broker) as after:
+    broker.kill()
+    broker.start()
+    async with wire(broker) as after:
         later = DeadLetters(lambda: after.js, EventLog(lambda: after.js, "meguri/toy"))
         async with going_on(later.follow_advisories):
             await until(lambda: is_said(after, [first, second, third]), "the dead letter of before the restart")
@@ -291,9 +289,9 @@ def odd_advisories() -> list[bytes]:
 
 
 async def test_what_is_parked_is_a_warning_beside_readiness_and_a_metric_until_it_is_sent_back(
-    own, own_broker, tmp_path: Path, database_url
+    own, broker, tmp_path: Path, database_url
 ):
-    settings = Settings(nats_url=own_broker.url, database_url=database_url, var=tmp_path)
+    settings = Settings(nats_url=broker.url, database_url=database_url, var=tmp_path)
     parked = MessageParked(
         consumer="registry-judge",
         stream=LOG,

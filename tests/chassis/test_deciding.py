@@ -53,8 +53,8 @@ async def test_a_cause_that_comes_twice_has_its_effect_once(database_url, wire):
         assert await versions(wire, model) == [1, 2]
 
 
-async def test_a_cause_has_its_effect_once_also_when_the_broker_has_forgotten_it(own_broker, database_url):
-    async with wire(own_broker) as own:
+async def test_a_cause_has_its_effect_once_also_when_the_broker_has_forgotten_it(broker, database_url):
+    async with wire(broker) as own:
         await forget_ids_at_once(own)
         async with toy(database_url, own.js) as replica:
             await replica.decider.carry_out(register("m"), cause="c", journey="j")

@@ -89,48 +89,48 @@ async def test_a_retry_of_an_append_that_did_arrive_is_no_conflict_with_itself(e
     assert await events.append(request(model), id=model, cause="c", journey="j", expected=0) == first
 
 
-async def test_an_append_while_the_broker_is_away_succeeds_once_when_it_is_back(own_broker):
-    client = await nats.connect(own_broker.url, reconnect_time_wait=0.05)
+async def test_an_append_while_the_broker_is_away_succeeds_once_when_it_is_back(broker):
+    client = await nats.connect(broker.url, reconnect_time_wait=0.05)
     events = EventLog(client.jetstream, "meguri/test")
-    own_broker.kill()
+    broker.kill()
     await until(lambda: client.is_reconnecting)
     async with going_on(lambda: events.append(request("m"), id="1", cause="c", journey="j")) as appending:
-        await asyncio.to_thread(own_broker.start)
+        await asyncio.to_thread(broker.start)
         await until(appending.done, "the append")
         assert appending.result() == 1
     await client.close()
 
-    async with wire(own_broker) as other:
+    async with wire(broker) as other:
         assert len(await other.heard(TrainingRequested, "m")) == 1
 
 
-async def test_an_append_whose_answer_is_late_is_tried_again_and_stands_once(own_broker, monkeypatch, caplog):
+async def test_an_append_whose_answer_is_late_is_tried_again_and_stands_once(broker, monkeypatch, caplog):
     monkeypatch.setattr(log, "APPEND_TIMEOUT", 0.1)
-    async with wire(own_broker) as other:
+    async with wire(broker) as other:
         events = EventLog(lambda: other.js, "meguri/test")
-        os.kill(own_broker.process.pid, signal.SIGSTOP)
+        os.kill(broker.process.pid, signal.SIGSTOP)
         try:
             async with going_on(
                 lambda: events.append(request("m"), id="1", cause="c", journey="j", expected=0)
             ) as appending:
                 await until(lambda: caplog.text.count("trying again") >= 2, "the third try")
-                os.kill(own_broker.process.pid, signal.SIGCONT)
+                os.kill(broker.process.pid, signal.SIGCONT)
                 await until(appending.done, "the append")
                 assert appending.result() == 1
         finally:
-            os.kill(own_broker.process.pid, signal.SIGCONT)
+            os.kill(broker.process.pid, signal.SIGCONT)
 
         assert len(await other.heard(TrainingRequested, "m")) == 1
 
 
-async def test_an_append_is_given_up_in_the_end_with_words(own_broker, monkeypatch):
+async def test_an_append_is_given_up_in_the_end_with_words(broker, monkeypatch):
     monkeypatch.setattr(log, "APPEND_TIMEOUT", 0.05)
     monkeypatch.setattr(log, "APPEND_PATIENCE", 0.2)
-    async with wire(own_broker) as other:
-        own_broker.kill()
+    async with wire(broker) as other:
+        broker.kill()
         with pytest.raises(LogUnavailable, match=f"no append to {LOG}"):
             await EventLog(lambda: other.js, "meguri/test").append(request("m"), id="1", cause="c", journey="j")
-        own_broker.start()
+        broker.start()
         await until(lambda: other.js._nc.is_connected)
 
 

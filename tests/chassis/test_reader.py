@@ -58,26 +58,26 @@ async def publish(js: JetStreamContext, count: int) -> list[int]:
     return [(await js.publish(subject("model-loaded", "m"), b"{}")).seq for _ in range(count)]
 
 
-async def test_a_reader_goes_on_after_the_broker_was_killed_and_nothing_is_lost_or_doubled(own_broker):
-    async with connected(own_broker) as (client, everyone):
+async def test_a_reader_goes_on_after_the_broker_was_killed_and_nothing_is_lost_or_doubled(broker):
+    async with connected(broker) as (client, everyone):
         js = client.jetstream()
         followed = Followed(client.jetstream)
         everyone.append(followed)
         async with going_on(followed.run):
             expected = await publish(js, 3)
             await until(lambda: followed.sequences == expected)
-            own_broker.kill()
-            await asyncio.to_thread(own_broker.start)
+            broker.kill()
+            await asyncio.to_thread(broker.start)
             await until(lambda: client.is_connected)
-            async with wire(own_broker) as other:
+            async with wire(broker) as other:
                 expected += await publish(other.js, 3)
             await until(lambda: len(followed.sequences) >= len(expected), "what was said after the restart")
 
             assert followed.sequences == expected
 
 
-async def test_a_delivery_that_is_lost_is_noticed_and_read_again(own_broker, monkeypatch):
-    async with connected(own_broker) as (client, _):
+async def test_a_delivery_that_is_lost_is_noticed_and_read_again(broker, monkeypatch):
+    async with connected(broker) as (client, _):
         lossy, lost = client._process_msg, []
 
         async def lose_the_third(sid, subject, reply, data, headers):
@@ -128,9 +128,9 @@ async def test_a_reader_of_the_present_gets_the_last_of_each_subject_and_then_wh
         "headers in another encoding",
     ],
 )
-async def test_no_message_can_stop_a_reader(own_broker, subject_, headers):
-    publish_as_it_is(own_broker, subject_, headers, b"{}")
-    async with connected(own_broker) as (client, _):
+async def test_no_message_can_stop_a_reader(broker, subject_, headers):
+    publish_as_it_is(broker, subject_, headers, b"{}")
+    async with connected(broker) as (client, _):
         followed = Followed(client.jetstream, ["meguri.events.>"])
         async with going_on(followed.run):
             await publish(client.jetstream(), 1)

@@ -24,8 +24,8 @@ from tests.services import Wire, name, wire
 
 
 @pytest.fixture
-async def own(own_broker: Broker):
-    async with wire(own_broker) as own:
+async def own(broker: Broker):
+    async with wire(broker) as own:
         yield own
 
 
@@ -195,7 +195,7 @@ async def begin_anew(own: Wire) -> None:
     await own.js.add_stream(stream)
 
 
-async def test_a_lost_log_stops_everything_until_it_is_back(own, own_broker, database_url):
+async def test_a_lost_log_stops_everything_until_it_is_back(own, broker, database_url):
     last = await fill(own)
     before = await own.stored(LOG, ">")
     async with toy(database_url, own.js) as replica:

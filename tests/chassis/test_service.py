@@ -100,32 +100,30 @@ async def test_a_service_that_comes_first_waits_and_says_for_what_until_all_is_t
         broker.kill()
 
 
-async def test_a_service_is_not_ready_while_the_broker_is_away_and_stops_when_it_has_nothing_to_do(
-    registry, own_broker
-):
-    process = registry(own_broker.url)
+async def test_a_service_is_not_ready_while_the_broker_is_away_and_stops_when_it_has_nothing_to_do(registry, broker):
+    process = registry(broker.url)
     await until(lambda: process.get("/health/live"))
     await until(lambda: process.reasons() == "", "readiness")
-    own_broker.kill()
-    await until(says(process, f"no connection to the broker at {own_broker.url}"))
-    own_broker.start()
+    broker.kill()
+    await until(says(process, f"no connection to the broker at {broker.url}"))
+    broker.start()
     await until(lambda: process.reasons() == "", "readiness again")
 
     assert process.ends_well()
 
 
-async def test_a_service_stops_when_it_has_nothing_to_do_also_while_the_broker_is_away(registry, own_broker):
-    process = registry(own_broker.url)
+async def test_a_service_stops_when_it_has_nothing_to_do_also_while_the_broker_is_away(registry, broker):
+    process = registry(broker.url)
     await until(lambda: process.get("/health/live"))
     await until(lambda: process.reasons() == "", "readiness")
-    own_broker.kill()
+    broker.kill()
     await until(says(process, "no connection to the broker"))
 
     assert process.ends_well()
 
 
-async def test_a_service_stops_although_a_task_of_it_has_lost_its_cancellation(own_broker, tmp_path):
-    service = build(Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/r.db", var=tmp_path))
+async def test_a_service_stops_although_a_task_of_it_has_lost_its_cancellation(broker, tmp_path):
+    service = build(Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/r.db", var=tmp_path))
     began = asyncio.Event()
 
     async def deaf_once() -> None:

@@ -101,14 +101,14 @@ def test_the_trace_that_a_message_had_before_it_was_sent_back_is_linked_and_not_
     assert links(without) == [(1, 1)]
 
 
-async def test_a_handler_of_a_message_that_was_sent_back_is_linked_to_its_former_trace(own_broker, spans):
+async def test_a_handler_of_a_message_that_was_sent_back_is_linked_to_its_former_trace(broker, spans):
     heard = []
 
     @hears(TrainingRequested)
     async def act(event, message):
         heard.append(event)
 
-    async with wire(own_broker) as own, hearing(own_broker, act):
+    async with wire(broker) as own, hearing(broker, act):
         headers = {**OTHER, FORMER_TRACE: ONE["traceparent"]}
         await own.publish("training-requested", "m", b'{"reason": "r", "actor": "a"}', headers)
         await until(lambda: any(span.name == "process training-requested" for span in spans.get_finished_spans()))
@@ -229,11 +229,11 @@ def give_version(event, session):
     return register(event.model)(session)
 
 
-async def test_a_reaction_to_the_log_is_one_trace_and_one_journey_from_cause_to_effect(spans, own_broker, tmp_path):
+async def test_a_reaction_to_the_log_is_one_trace_and_one_journey_from_cause_to_effect(spans, broker, tmp_path):
     async with (
-        wire(own_broker) as own,
+        wire(broker) as own,
         toy(f"sqlite:///{tmp_path}/toy.db", own.js) as replica,
-        hearing(own_broker, give_version, decider=replica.decider),
+        hearing(broker, give_version, decider=replica.decider),
     ):
         await own.say(REQUEST, id="cause", journey="the journey")
         await until(lambda: len(spans.get_finished_spans()) == 3)
@@ -249,7 +249,7 @@ async def test_a_reaction_to_the_log_is_one_trace_and_one_journey_from_cause_to_
     assert {span.attributes[telemetry.JOURNEY] for span in by_name.values()} == {"the journey"} == {effect.journey}
 
 
-async def test_an_old_message_and_one_that_comes_again_start_linked_traces(spans, own_broker, monkeypatch):
+async def test_an_old_message_and_one_that_comes_again_start_linked_traces(spans, broker, monkeypatch):
     monkeypatch.setattr(bus, "RETRY_DELAYS", (0.01,))
     tries = []
 
@@ -260,7 +260,7 @@ async def test_an_old_message_and_one_that_comes_again_start_linked_traces(spans
             raise TemporaryError("later")
 
     body = REQUEST.model_dump_json().encode()
-    async with wire(own_broker) as own, hearing(own_broker, act):
+    async with wire(broker) as own, hearing(broker, act):
         await own.publish("training-requested", "m", body, ONE | {"ce-id": "again"})
         await until(lambda: tries == ["again", "again"])
         await own.publish("training-requested", "m", body, OTHER | {"ce-id": "old", "ce-time": "2026-01-01T00:00:00Z"})

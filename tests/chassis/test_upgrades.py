@@ -43,8 +43,8 @@ def upgrade() -> None:
 
 
 @pytest.fixture
-async def own(own_broker: Broker) -> AsyncIterator[Wire]:
-    async with wire(own_broker) as own:
+async def own(broker: Broker) -> AsyncIterator[Wire]:
+    async with wire(broker) as own:
         yield own
 
 
@@ -62,8 +62,8 @@ def applied(replica: Toy) -> list[bool]:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-async def test_an_event_with_fields_that_nobody_knows_yet_is_handled(own, own_broker, database_url):
-    async with toy(database_url, own.js) as replica, hearing(own_broker, give_version, decider=replica.decider):
+async def test_an_event_with_fields_that_nobody_knows_yet_is_handled(own, broker, database_url):
+    async with toy(database_url, own.js) as replica, hearing(broker, give_version, decider=replica.decider):
         await request(own, "m", team="blue", nested={"ce-type": "x", "deep": [1, {"er": None}]})
         (said,) = await until(lambda: own.said(ModelRegistered, "m"))
         await until(lambda: all_done(own))
@@ -72,12 +72,10 @@ async def test_an_event_with_fields_that_nobody_knows_yet_is_handled(own, own_br
         assert await own.parked(NAME) == []
 
 
-async def test_an_event_of_a_newer_version_is_left_alone_and_kept_and_the_next_is_handled(
-    own, own_broker, database_url
-):
+async def test_an_event_of_a_newer_version_is_left_alone_and_kept_and_the_next_is_handled(own, broker, database_url):
     ignored = telemetry.HANDLED.labels(NAME, "training-requested", "ignored")
     before = ignored._value.get()
-    async with toy(database_url, own.js) as replica, hearing(own_broker, give_version, decider=replica.decider):
+    async with toy(database_url, own.js) as replica, hearing(broker, give_version, decider=replica.decider):
         await request(own, "m", NEWER, reason={"text": "another shape"})
         last = await request(own, "m")
         await until(lambda: own.said(ModelRegistered, "m"))
@@ -125,8 +123,8 @@ async def test_a_replay_says_what_a_release_of_before_did_not_keep(own, database
         assert new.tally("m").applied == 3
 
 
-async def test_operators_see_what_was_left_alone_also_after_a_restart(own, own_broker, database_url, tmp_path):
-    settings = Settings(nats_url=own_broker.url, database_url=database_url, var=tmp_path)
+async def test_operators_see_what_was_left_alone_also_after_a_restart(own, broker, database_url, tmp_path):
+    settings = Settings(nats_url=broker.url, database_url=database_url, var=tmp_path)
     last = await own.publish("model-trained", "m", b"{}", {"ce-type": "meguri.model-trained.v2", "ce-id": "1"})
     for _ in range(2):
         async with running(build(settings)) as http:
@@ -171,7 +169,7 @@ def teams(replica: Toy) -> set[str]:
         return set(session.connection().execute(sa.text("SELECT team FROM toy_tally")).scalars())
 
 
-async def test_replicas_of_two_versions_share_consumer_and_tables(own, own_broker, database_url, tmp_path):
+async def test_replicas_of_two_versions_share_consumer_and_tables(own, broker, database_url, tmp_path):
     handled: dict[str, int] = {"old": 0, "new": 0}
 
     def handler(version: str) -> Any:
@@ -185,8 +183,8 @@ async def test_replicas_of_two_versions_share_consumer_and_tables(own, own_broke
     async with (
         toy(database_url, own.js) as old,
         newer_toy(database_url, own, tmp_path / "newer") as new,
-        hearing(own_broker, handler("old"), decider=old.decider),
-        hearing(own_broker, handler("new"), decider=new.decider),
+        hearing(broker, handler("old"), decider=old.decider),
+        hearing(broker, handler("new"), decider=new.decider),
     ):
         for number in range(40):
             await request(own, f"m-{number % 4}", team="blue")
@@ -217,14 +215,14 @@ async def test_an_old_replica_starts_on_a_database_that_a_newer_one_has_migrated
         assert version == "0003"
 
 
-async def test_a_service_is_ready_on_a_database_of_a_newer_release(own_broker, database_url, tmp_path):
+async def test_a_service_is_ready_on_a_database_of_a_newer_release(broker, database_url, tmp_path):
     database = Database(database_url, REGISTRY_MIGRATIONS)
     database.migrate()
     with database.write() as session:
         session.connection().execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     database.close()
 
-    settings = Settings(nats_url=own_broker.url, database_url=database_url, var=tmp_path)
+    settings = Settings(nats_url=broker.url, database_url=database_url, var=tmp_path)
     async with running(build(settings)) as http:
         assert (await http.get("/log")).status_code == 200
 

@@ -28,12 +28,12 @@ async def working(broker, do):
 
 
 @pytest.fixture
-async def queue(own_broker):
-    async with wire(own_broker) as beside:
+async def queue(broker):
+    async with wire(broker) as beside:
         yield WorkQueue(lambda: beside.js, MONITORING_WINDOWS)
 
 
-async def test_replicas_share_the_work_and_each_task_is_done_once(own_broker, queue):
+async def test_replicas_share_the_work_and_each_task_is_done_once(broker, queue):
     done: dict[str, list[bytes]] = {"one": [], "other": []}
     both_at_work = asyncio.Event()
 
@@ -46,7 +46,7 @@ async def test_replicas_share_the_work_and_each_task_is_done_once(own_broker, qu
 
         return do
 
-    async with working(own_broker, by("one")), working(own_broker, by("other")):
+    async with working(broker, by("one")), working(broker, by("other")):
         for number in range(10):
             await queue.put(SUBJECT, b"%d" % number, {})
         await until(lambda: sum(map(len, done.values())) == 10, "ten tasks")
@@ -54,7 +54,7 @@ async def test_replicas_share_the_work_and_each_task_is_done_once(own_broker, qu
     assert sorted([*done["one"], *done["other"]]) == [b"%d" % number for number in range(10)]
 
 
-async def test_what_a_replica_had_in_hand_when_it_went_is_done_by_another(own_broker, queue):
+async def test_what_a_replica_had_in_hand_when_it_went_is_done_by_another(broker, queue):
     begun, done = asyncio.Event(), []
 
     async def never(_msg):
@@ -65,15 +65,15 @@ async def test_what_a_replica_had_in_hand_when_it_went_is_done_by_another(own_br
         done.append((msg.data, msg.metadata.num_delivered))
 
     await queue.put(SUBJECT, b"task", {})
-    async with working(own_broker, never):
+    async with working(broker, never):
         await begun.wait()
-    async with working(own_broker, do):
+    async with working(broker, do):
         await until(lambda: done, "the task")
 
     assert done == [(b"task", 2)]
 
 
-async def test_a_task_that_fails_comes_again_and_the_trouble_is_told_until_it_is_done(own_broker):
+async def test_a_task_that_fails_comes_again_and_the_trouble_is_told_until_it_is_done(broker):
     tries, seen = [], []
 
     async def do(msg):
@@ -81,7 +81,7 @@ async def test_a_task_that_fails_comes_again_and_the_trouble_is_told_until_it_is
         if len(tries) == 1:
             raise TemporaryError("the disk is away")
 
-    async with wire(own_broker) as beside:
+    async with wire(broker) as beside:
         queue = WorkQueue(lambda: beside.js, MONITORING_WINDOWS)
         await queue.put(SUBJECT, b"task", {})
         task = asyncio.create_task(queue.work(do))
@@ -95,16 +95,16 @@ async def test_a_task_that_fails_comes_again_and_the_trouble_is_told_until_it_is
     assert "the disk is away" in seen[0]
 
 
-async def test_work_that_the_broker_does_not_take_is_a_temporary_error(own_broker):
-    async with wire(own_broker) as beside:
+async def test_work_that_the_broker_does_not_take_is_a_temporary_error(broker):
+    async with wire(broker) as beside:
         impatient = WorkQueue(lambda: beside.js._nc.jetstream(timeout=0.1), MONITORING_WINDOWS)
-        own_broker.kill()
+        broker.kill()
 
         with pytest.raises(TemporaryError, match="takes no work"):
             await impatient.put(SUBJECT, b"task", {})
 
 
-async def test_tasks_that_never_succeed_do_not_keep_others_from_being_done(own_broker, queue):
+async def test_tasks_that_never_succeed_do_not_keep_others_from_being_done(broker, queue):
     done = []
 
     async def do(msg):
@@ -115,14 +115,14 @@ async def test_tasks_that_never_succeed_do_not_keep_others_from_being_done(own_b
     for _ in range(MONITORING_WINDOWS.max_ack_pending + 1):
         await queue.put(SUBJECT, b"bad", {})
     last = await queue.put(SUBJECT, b"good", {})
-    async with working(own_broker, do):
+    async with working(broker, do):
         await until(lambda: done, "the good one")
         await until(lambda: queue.is_done_up_to(last), "an end")
 
     assert done == [b"good"]
 
 
-async def test_what_waits_is_not_done(own_broker, queue):
+async def test_what_waits_is_not_done(broker, queue):
     before = await queue.last()
     last = await queue.put(SUBJECT, b"task", {})
 

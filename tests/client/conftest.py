@@ -64,19 +64,19 @@ async def reachable(service: Service, setting: Callable[[str, str], None]) -> As
 
 
 @pytest.fixture
-async def own(own_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
+async def own(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
     """A wire to a broker of the test's own, which the commands find."""
-    monkeypatch.setenv("MEGURI_NATS_URL", own_broker.url)
+    monkeypatch.setenv("MEGURI_NATS_URL", broker.url)
     monkeypatch.setenv("MEGURI_ACTOR", "ada")
-    async with wire(own_broker) as own:
+    async with wire(broker) as own:
         yield own
 
 
 @pytest.fixture
 async def registry(
-    own: Wire, own_broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: Wire, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A registry that the commands find."""
-    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/registry.db", var=tmp_path)
+    settings = Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/registry.db", var=tmp_path)
     async with reachable(build(settings), monkeypatch.setenv) as http:
         yield http

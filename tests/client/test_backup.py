@@ -37,8 +37,8 @@ def other_broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-async def running_system(own_broker: Broker, tmp_path: Path, monkeypatch) -> AsyncIterator[System]:
-    async with system(own_broker, tmp_path / "var", monkeypatch) as running:
+async def running_system(broker: Broker, tmp_path: Path, monkeypatch) -> AsyncIterator[System]:
+    async with system(broker, tmp_path / "var", monkeypatch) as running:
         yield running
 
 
@@ -97,10 +97,10 @@ async def held(broker: Broker, stream: str) -> list[tuple[int, str, bytes]]:
 
 
 async def test_a_system_goes_on_elsewhere_from_a_backup_that_was_made_while_it_worked(
-    own_broker, other_broker, tmp_path, monkeypatch
+    broker, other_broker, tmp_path, monkeypatch
 ):
     kept, dataset = tmp_path / "backup", name("d")
-    async with system(own_broker, tmp_path / "one", monkeypatch) as one:
+    async with system(broker, tmp_path / "one", monkeypatch) as one:
         await one.apply(dataset)
         for number in range(4):
             assert (await one.arrive(dataset, f"{dataset}-{number}", number, number + 1))["status"] == "committed"
@@ -110,7 +110,7 @@ async def test_a_system_goes_on_elsewhere_from_a_backup_that_was_made_while_it_w
         accepted_before = [f"{dataset}-{number}" for number in range(4)]
         assert taken, "rows arrived meanwhile"
         assert all(found["position"] <= manifest["sequence"] for found in manifest["services"].values())
-        before = {stream: await held(own_broker, stream) for stream in (LOG, DEAD, PREDICTIONS)}
+        before = {stream: await held(broker, stream) for stream in (LOG, DEAD, PREDICTIONS)}
 
     pointed_at(other_broker, tmp_path / "two", monkeypatch)
     assert (await restore(kept))["sequence"] == manifest["sequence"]
@@ -262,19 +262,17 @@ async def test_a_disk_that_takes_no_more_leaves_no_backup_and_is_named(running_s
     assert not (kept / "manifest.json").exists()
 
 
-async def test_a_broker_that_goes_away_in_the_middle_leaves_no_backup(
-    running_system, own_broker, tmp_path, monkeypatch
-):
+async def test_a_broker_that_goes_away_in_the_middle_leaves_no_backup(running_system, broker, tmp_path, monkeypatch):
     await running_system.apply(name("d"))
     kept = tmp_path / "kept"
 
     def gone_at_the_cut(line: str) -> None:
         if line.startswith("the cut"):
             monkeypatch.setattr(log_copy, "TIMEOUT", 0.1)
-            own_broker.kill()
+            broker.kill()
 
     with pytest.raises(BrokerAway):
         await asyncio.to_thread(asyncio.run, backup.backup(kept, say=gone_at_the_cut))
     with pytest.raises(NoBackup):
         archive.check(kept)
-    own_broker.start()
+    broker.start()

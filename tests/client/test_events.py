@@ -96,10 +96,10 @@ async def test_following_goes_on_with_what_is_said_later(own):
     assert await following_ == ["1", "2", "3"]
 
 
-async def test_no_message_of_any_sender_ends_the_reading(own, own_broker: Broker):
+async def test_no_message_of_any_sender_ends_the_reading(own, broker: Broker):
     await own.say(REQUEST, id="1")
     await own.publish("training-requested", "m", b"", {"Status": "100", "Description": "Idle Heartbeat", "ce-id": "2"})
-    await publish_by_hand(own_broker, b"meguri.events.training-requested.\xff\xfe", b"{}")
+    await publish_by_hand(broker, b"meguri.events.training-requested.\xff\xfe", b"{}")
     await own.publish("training-requested", "m.n.o", b"[" * 100_000, {"ce-id": "4", "ce-hops": "²"})
     await own.say(REQUEST, id="5")
 

@@ -175,8 +175,8 @@ async def test_the_digest_at_a_sequence_is_the_one_that_the_tables_had(own, regi
     assert (await registry.get("/log")).json()["position"] == then["position"] + 1
 
 
-async def test_a_service_without_tables_cannot_be_replayed(own, own_broker: Broker, tmp_path, monkeypatch):
-    service = inference(InferenceSettings(nats_url=own_broker.url, var=tmp_path))
+async def test_a_service_without_tables_cannot_be_replayed(own, broker: Broker, tmp_path, monkeypatch):
+    service = inference(InferenceSettings(nats_url=broker.url, var=tmp_path))
     async with reachable(service, monkeypatch.setenv):
         ran = await meguri("replay", "inference")
 

@@ -24,8 +24,8 @@ LARGE = b"x" * (3 * 1024 * 1024)
 
 
 @pytest.fixture
-async def running_system(own_broker: Broker, tmp_path: Path, monkeypatch) -> AsyncIterator[System]:
-    async with system(own_broker, tmp_path / "var", monkeypatch) as running:
+async def running_system(broker: Broker, tmp_path: Path, monkeypatch) -> AsyncIterator[System]:
+    async with system(broker, tmp_path / "var", monkeypatch) as running:
         yield running
 
 
@@ -180,11 +180,11 @@ async def test_journals_that_differ_are_refused_and_nothing_is_touched(running_s
         await restore()
 
 
-async def test_what_was_published_into_an_empty_new_log_follows_the_restored_messages(running_system, own_broker):
+async def test_what_was_published_into_an_empty_new_log_follows_the_restored_messages(running_system, broker):
     dataset = await fill_with_odd_messages(running_system)
     before = await everything(running_system)
     await lose(running_system)
-    await provision(own_broker.url)
+    await provision(broker.url)
     arrival = DataArrived.model_validate({"dataset": dataset, "records": [{"x": 9.0, "label": 1}]})
     assert await running_system.wire.say(arrival, id=f"{dataset}-late") == 1
     await running_system.wire.say(TrainingRequested(model="nobody", reason="late", actor="test"))
@@ -217,12 +217,12 @@ async def test_a_message_as_large_as_the_broker_takes_comes_back(running_system)
 
 
 async def test_a_restore_that_broke_off_is_done_again_and_still_has_what_came_after_the_loss(
-    running_system, own_broker, monkeypatch
+    running_system, broker, monkeypatch
 ):
     await fill_with_odd_messages(running_system)
     before = await everything(running_system)
     await lose(running_system)
-    await provision(own_broker.url)
+    await provision(broker.url)
     late = await running_system.wire.say(TrainingRequested(model="nobody", reason="late", actor="test"), id="late")
     assert late == 1
 
@@ -234,7 +234,7 @@ async def test_a_restore_that_broke_off_is_done_again_and_still_has_what_came_af
         with pytest.raises(BrokerAway):
             await restore()
     # As every start of the containers does.
-    done = await provision(own_broker.url)
+    done = await provision(broker.url)
     assert "being restored" in [one.done for one in done if one.name == LOG]
     with pytest.raises(NoStreamResponseError):
         await running_system.wire.publish("training-requested", "m", b"{}")
@@ -246,7 +246,7 @@ async def test_a_restore_that_broke_off_is_done_again_and_still_has_what_came_af
     await back_in_step(running_system)
 
 
-async def test_predictions_that_come_after_a_broker_was_lost_whole_are_looked_at(running_system, own_broker):
+async def test_predictions_that_come_after_a_broker_was_lost_whole_are_looked_at(running_system, broker):
     js = running_system.wire.js
     monitoring = running_system.services["monitoring"]
 
@@ -260,7 +260,7 @@ async def test_predictions_that_come_after_a_broker_was_lost_whole_are_looked_at
     await until(lambda: counted() == 4, "four predictions counted")
     await lose(running_system)
     await js.delete_stream(PREDICTIONS)
-    await provision(own_broker.url)
+    await provision(broker.url)
     await js.publish("meguri.predictions.nobody", b"between", stream=PREDICTIONS)
 
     await restore()

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("registry")
 
 
 @pytest.fixture
-async def batching(own, own_broker, tmp_path, monkeypatch) -> AsyncIterator[Batching]:
+async def batching(own, broker, tmp_path, monkeypatch) -> AsyncIterator[Batching]:
     """An inference that the commands find, beside the registry."""
-    batching = Batching(own, tmp_path, own_broker, name("m"))
+    batching = Batching(own, tmp_path, broker, name("m"))
     async with reachable(build(batching.settings("replica-1")), monkeypatch.setenv):
         yield batching
 

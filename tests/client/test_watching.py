@@ -20,10 +20,10 @@ from tests.services import name
 
 
 @pytest.fixture
-async def model(own, own_broker, tmp_path, monkeypatch) -> AsyncIterator[str]:
+async def model(own, broker, tmp_path, monkeypatch) -> AsyncIterator[str]:
     """A model with an episode that is over and one that is open, at a monitoring that the commands find."""
     model = name("m")
-    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/monitoring.db", var=tmp_path)
+    settings = Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/monitoring.db", var=tmp_path)
     async with reachable(build(settings), monkeypatch.setenv) as http:
         await own.say(opening(model, "e-1"))
         await own.say(EpisodeResolved(model=model, version=3, episode="e-1", reason="version 4 [serves]"))
@@ -117,8 +117,8 @@ async def test_what_cannot_be_reported_is_said_in_a_line(model, tmp_path):
     assert {one.code for one in (unknown, odd, nowhere, language)} == {1}
 
 
-async def test_the_quality_of_each_version_is_shown_with_its_coverage(own, own_broker, tmp_path, monkeypatch):
-    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/monitoring.db", var=tmp_path)
+async def test_the_quality_of_each_version_is_shown_with_its_coverage(own, broker, tmp_path, monkeypatch):
+    settings = Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/monitoring.db", var=tmp_path)
     async with reachable(build(settings), monkeypatch.setenv) as http:
         monitoring = Monitoring(http, own, Artifacts(settings.artifacts_url), tmp_path, name("m"))
         await monitoring.watch()

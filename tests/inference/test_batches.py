@@ -149,9 +149,9 @@ def trained(model: str, deployed: Deployed) -> ModelTrained:
 
 
 @pytest.fixture
-async def batching(own_broker, tmp_path) -> AsyncIterator[Batching]:
-    async with wire(own_broker) as beside:
-        yield Batching(beside, tmp_path, own_broker, name("m"))
+async def batching(broker, tmp_path) -> AsyncIterator[Batching]:
+    async with wire(broker) as beside:
+        yield Batching(beside, tmp_path, broker, name("m"))
 
 
 # --- predicting -------------------------------------------------------------------------------------------------------

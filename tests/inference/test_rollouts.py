@@ -113,22 +113,22 @@ async def inferring(broker: Broker, folder: Path, model: str) -> AsyncIterator[I
 
 
 @pytest.fixture
-async def inference(own_broker, tmp_path) -> AsyncIterator[Inference]:
-    async with inferring(own_broker, tmp_path, name("m")) as inference:
+async def inference(broker, tmp_path) -> AsyncIterator[Inference]:
+    async with inferring(broker, tmp_path, name("m")) as inference:
         yield inference
 
 
 # --- following --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_replica_that_is_ready_serves_what_was_rolled_out_before_it_came(own_broker, tmp_path, forest, iris):
+async def test_a_replica_that_is_ready_serves_what_was_rolled_out_before_it_came(broker, tmp_path, forest, iris):
     models = [name("m") for _ in range(3)]
-    async with inferring(own_broker, tmp_path, models[0]) as first:
+    async with inferring(broker, tmp_path, models[0]) as first:
         for model in models:
             await first.wire.say(rollout(model, await first.deployed(iris, 1)))
             await first.wire.say(rollout(model, await first.deployed(forest, 2)))
 
-    async with inferring(own_broker, tmp_path, models[0]) as second:
+    async with inferring(broker, tmp_path, models[0]) as second:
         served = (await second.http.get("/models")).json()
         assert [(one["model"], one["version"]) for one in served] == [(model, 2) for model in sorted(models)]
         assert (await second.infer(forest)).status_code == 200
@@ -272,10 +272,10 @@ async def test_predictions_are_published_with_features_and_answers(inference, ir
     assert [row["label"] for row in rows] == answer["outputs"][0]["data"]
 
 
-async def test_predictions_in_hand_are_published_before_the_replica_is_gone(own_broker, tmp_path, iris):
+async def test_predictions_in_hand_are_published_before_the_replica_is_gone(broker, tmp_path, iris):
     model = name("m")
-    settings = Settings(nats_url=own_broker.url, var=tmp_path, linger=3600)
-    async with wire(own_broker) as beside:
+    settings = Settings(nats_url=broker.url, var=tmp_path, linger=3600)
+    async with wire(broker) as beside:
         async with running(build(settings)) as http:
             inference = Inference(http, beside, Artifacts(settings.artifacts_url), model)
             await inference.serve(iris, 1)

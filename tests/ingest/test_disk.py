@@ -24,9 +24,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def on_disk(own_broker: Broker, disk: Path, tmp_path: Path) -> AsyncIterator[Ingest]:
+async def on_disk(broker: Broker, disk: Path, tmp_path: Path) -> AsyncIterator[Ingest]:
     dataset = name("d")
-    async with ingesting(own_broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
+    async with ingesting(broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
         await ingest.wire.apply(spec(dataset))
         yield ingest
 

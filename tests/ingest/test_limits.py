@@ -16,11 +16,11 @@ from tests.services import name
 
 
 @pytest.fixture
-async def small(own_broker, tmp_path) -> AsyncIterator[Ingest]:
+async def small(broker, tmp_path) -> AsyncIterator[Ingest]:
     """An ingest where two arrivals may wait, and 1,000 bytes be in memory."""
     dataset = name("d")
     url = f"sqlite:///{tmp_path}/ingest.db"
-    async with ingesting(own_broker, url, tmp_path, dataset, max_waiting=2, memory_bytes=1000) as ingest:
+    async with ingesting(broker, url, tmp_path, dataset, max_waiting=2, memory_bytes=1000) as ingest:
         await ingest.wire.apply(spec(dataset))
         yield ingest
 
@@ -89,10 +89,10 @@ async def test_a_receipt_says_what_a_waiting_arrival_waits_for(small):
     assert (await small.http.get("/health/ready")).json()["warnings"] == []
 
 
-async def test_an_arrival_that_nobody_has_in_hand_yet_has_a_place_in_the_queue(own_broker, tmp_path):
+async def test_an_arrival_that_nobody_has_in_hand_yet_has_a_place_in_the_queue(broker, tmp_path):
     dataset = name("d")
     url = f"sqlite:///{tmp_path}/ingest.db"
-    async with ingesting(own_broker, url, tmp_path, dataset, arrivals_in_hand=1) as ingest:
+    async with ingesting(broker, url, tmp_path, dataset, arrivals_in_hand=1) as ingest:
         await ingest.wire.apply(spec(dataset))
         ids = [name("e") for _ in range(4)]
         async with ingest.stuck():

@@ -26,10 +26,10 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def ingest(own_broker, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEGURI_NATS_URL", own_broker.url)
+async def ingest(broker, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEGURI_NATS_URL", broker.url)
     dataset = name("d")
-    async with ingesting(own_broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
+    async with ingesting(broker, f"sqlite:///{tmp_path}/ingest.db", tmp_path, dataset) as ingest:
         await ingest.wire.apply(spec(dataset))
         yield ingest
 
@@ -46,8 +46,8 @@ async def warnings(ingest: Ingest) -> str:
     return " ".join(answer.json()["warnings"])
 
 
-async def test_who_publishes_into_a_full_log_is_told_at_once_what_to_do(ingest, own_broker):
-    await fill(ingest, own_broker.url)
+async def test_who_publishes_into_a_full_log_is_told_at_once_what_to_do(ingest, broker):
+    await fill(ingest, broker.url)
 
     with pytest.raises(
         sdk.LogFull, match=r"^the log is full.*maximum bytes exceeded; raise MEGURI_LOG_MAX_BYTES.*repeat$"
@@ -64,16 +64,16 @@ async def test_who_publishes_into_a_full_log_is_told_at_once_what_to_do(ingest, 
     assert "MEGURI is full" in await warnings(ingest)
 
 
-async def test_what_was_accepted_before_the_log_was_full_is_committed_once_it_has_room(ingest, own_broker):
+async def test_what_was_accepted_before_the_log_was_full_is_committed_once_it_has_room(ingest, broker):
     ids = [name("e") for _ in range(20)]
     async with ingest.stuck():
         for n, id_ in enumerate(ids):
             await ingest.send(body(n), headers(id_))
-        await fill(ingest, own_broker.url)
+        await fill(ingest, broker.url)
     await until(lambda: mentions(ingest, "MEGURI is full"))
     receipt = (await ingest.http.get(f"/receipts/{ids[0]}")).json()
     assert receipt["status"] == "waiting"
-    await provision(own_broker.url)
+    await provision(broker.url)
 
     assert {(await ingest.receipt(id_))["status"] for id_ in ids} == {"committed"}
     assert ingest.stored()["x"].to_list() == [float(n) for n in range(20)]
@@ -84,17 +84,17 @@ async def mentions(ingest: Ingest, what: str) -> bool:
     return what in await warnings(ingest)
 
 
-async def test_what_is_parked_while_the_log_is_full_is_said_once_it_has_room(ingest, own_broker):
+async def test_what_is_parked_while_the_log_is_full_is_said_once_it_has_room(ingest, broker):
     id_ = name("e")
     await ingest.send(b"no JSON", headers(id_))
     parked = await ingest.receipt(id_)
     other = name("e")
     # Room for the message, and none for the word that it was parked.
     state = (await ingest.wire.js.stream_info(LOG)).state
-    await provision(own_broker.url, log_max_bytes=state.bytes + 400)
+    await provision(broker.url, log_max_bytes=state.bytes + 400)
     await ingest.send(b"no JSON", headers(other))
     await until(lambda: mentions(ingest, "MEGURI is full"))
-    await provision(own_broker.url)
+    await provision(broker.url)
 
     receipt = await ingest.receipt(other)
     assert (parked["status"], receipt["status"]) == ("parked", "parked")
@@ -135,7 +135,7 @@ async def test_a_disk_that_is_too_small_for_the_streams_is_told_in_a_line(small_
         await provision(small_broker.url)
 
 
-async def test_the_limit_comes_from_the_environment_of_provision(own_broker, monkeypatch, ingest):
+async def test_the_limit_comes_from_the_environment_of_provision(broker, monkeypatch, ingest):
     monkeypatch.setenv("MEGURI_LOG_MAX_BYTES", "123456")
     command = [sys.executable, "-m", "meguri", "provision", "--json"]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL)

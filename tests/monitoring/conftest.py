@@ -182,8 +182,8 @@ async def monitoring_in(
 
 
 @pytest.fixture
-async def monitoring(own_broker, tmp_path) -> AsyncIterator[Monitoring]:
+async def monitoring(broker, tmp_path) -> AsyncIterator[Monitoring]:
     database_url, artifacts = f"sqlite:///{tmp_path}/monitoring.db", tmp_path / "artifacts"
-    async with monitoring_in(tmp_path, own_broker, database_url, artifacts, name("m")) as monitoring:
+    async with monitoring_in(tmp_path, broker, database_url, artifacts, name("m")) as monitoring:
         await monitoring.watch()
         yield monitoring

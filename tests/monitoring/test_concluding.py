@@ -332,7 +332,7 @@ def _spec_of(applied: bytes) -> bytes:
 # --- in spite of others -----------------------------------------------------------------------------------------------
 
 
-async def test_a_model_that_nothing_can_be_concluded_for_keeps_no_other_waiting(own_broker, tmp_path, monkeypatch):
+async def test_a_model_that_nothing_can_be_concluded_for_keeps_no_other_waiting(broker, tmp_path, monkeypatch):
     url, artifacts = f"sqlite:///{tmp_path}/monitoring.db", tmp_path / "artifacts"
     follows = concluding._follows
     broken = {"a-broken"}
@@ -342,7 +342,7 @@ async def test_a_model_that_nothing_can_be_concluded_for_keeps_no_other_waiting(
             raise ValueError("this is odd")
         return follows(row, session)
 
-    async with monitoring_in(tmp_path, own_broker, url, artifacts, "a-broken") as monitoring:
+    async with monitoring_in(tmp_path, broker, url, artifacts, "a-broken") as monitoring:
         well = Monitoring(monitoring.http, monitoring.wire, monitoring.artifacts, tmp_path, "b-well")
         for one in (monitoring, well):
             await one.watch()

@@ -125,8 +125,8 @@ async def told(monitoring: Monitoring, kind: type[Event]) -> list[Any]:
     return await until(lambda: monitoring.wire.said(kind, monitoring.model), kind.kind(), within=LONG)
 
 
-async def test_each_request_is_evaluated_once_and_in_the_order_of_the_stream(own_broker, tmp_path, plugin):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+async def test_each_request_is_evaluated_once_and_in_the_order_of_the_stream(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path) as monitoring:
         sent = [request(monitoring, rows) for rows in (2, 1, 12, 3)]
         await monitoring.predict(*(body for _, body in sent))
 
@@ -137,8 +137,8 @@ async def test_each_request_is_evaluated_once_and_in_the_order_of_the_stream(own
         assert (state["rows"], state["last"][0]["_left_out"]) == (4, 0)
 
 
-async def test_a_request_whose_rows_come_in_several_messages_is_evaluated_whole(own_broker, tmp_path, plugin):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+async def test_a_request_whose_rows_come_in_several_messages_is_evaluated_whole(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path) as monitoring:
         ids = [f"r:{row}" for row in range(30)]
         parts = [message(monitoring.model, values(10, 1), ids=ids[at : at + 10]) for at in (0, 10, 20)]
         after = request(monitoring)
@@ -148,8 +148,8 @@ async def test_a_request_whose_rows_come_in_several_messages_is_evaluated_whole(
         assert table(monitoring)["rows"].to_list() == [30, 2]
 
 
-async def test_a_request_that_is_not_all_there_is_left_out_and_taken_in_by_a_replay(own_broker, tmp_path, plugin):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+async def test_a_request_that_is_not_all_there_is_left_out_and_taken_in_by_a_replay(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path) as monitoring:
         whole = request(monitoring)
         await monitoring.predict(message(monitoring.model, values(1, 1), ids=["late:1"]), whole[1])
         assert await evaluated(monitoring, 1) == [whole[0]]
@@ -163,8 +163,8 @@ async def test_a_request_that_is_not_all_there_is_left_out_and_taken_in_by_a_rep
         assert sorted(table(monitoring)["key"]) == sorted([whole[0], again[0], "late"])
 
 
-async def test_a_replica_that_died_between_table_and_position_writes_nothing_twice(own_broker, tmp_path, plugin):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+async def test_a_replica_that_died_between_table_and_position_writes_nothing_twice(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path) as monitoring:
         first = request(monitoring)
         await monitoring.predict(first[1])
         await evaluated(monitoring, 1)
@@ -174,7 +174,7 @@ async def test_a_replica_that_died_between_table_and_position_writes_nothing_twi
     for beside in tmp_path.glob("monitoring.db-*"):
         beside.unlink()
     (tmp_path / "monitoring.db").write_bytes((tmp_path / "before.db").read_bytes())
-    async with evaluating(own_broker, tmp_path, model=model) as monitoring:
+    async with evaluating(broker, tmp_path, model=model) as monitoring:
         second = request(monitoring)
         await monitoring.predict(second[1])
         await evaluated(monitoring, 2)
@@ -183,7 +183,7 @@ async def test_a_replica_that_died_between_table_and_position_writes_nothing_twi
     for beside in tmp_path.glob("monitoring.db*"):
         beside.unlink()
     (tmp_path / "before.db").rename(tmp_path / "monitoring.db")
-    async with evaluating(own_broker, tmp_path, model=model) as monitoring:
+    async with evaluating(broker, tmp_path, model=model) as monitoring:
         third = request(monitoring)
         await monitoring.predict(third[1])
 
@@ -197,12 +197,12 @@ async def counted(monitoring: Monitoring, rows: int) -> bool:
 
 
 async def test_a_replica_that_is_killed_again_and_again_evaluates_each_request_once(
-    own_broker, tmp_path, plugin, database_url
+    broker, tmp_path, plugin, database_url
 ):
     chance = random.Random(11)
-    replica = Replica(own_broker, tmp_path, database_url)
+    replica = Replica(broker, tmp_path, database_url)
     sent: list[str] = []
-    async with wire(own_broker) as beside, httpx.AsyncClient(base_url=replica.url) as http:
+    async with wire(broker) as beside, httpx.AsyncClient(base_url=replica.url) as http:
         monitoring = Monitoring(http, beside, Artifacts(f"file://{tmp_path}/artifacts"), tmp_path, name("m"))
         with replica.living():
             await until(replica.ready, "readiness")
@@ -221,10 +221,10 @@ async def test_a_replica_that_is_killed_again_and_again_evaluates_each_request_o
             await until(lambda: counted(monitoring, len(sent)), "all rows in the baseline")
 
 
-async def test_two_replicas_write_each_row_once(own_broker, tmp_path, plugin, database_url):
+async def test_two_replicas_write_each_row_once(broker, tmp_path, plugin, database_url):
     async with (
-        evaluating(own_broker, tmp_path, database_url=database_url) as one,
-        evaluating(own_broker, tmp_path, model=one.model, database_url=database_url),
+        evaluating(broker, tmp_path, database_url=database_url) as one,
+        evaluating(broker, tmp_path, model=one.model, database_url=database_url),
     ):
         sent = []
         for _ in range(3):
@@ -270,10 +270,10 @@ def test_rows_that_were_made_in_lots_are_written_in_their_order(tmp_path):
     assert pl.read_delta(f"{tmp_path}/table")["key"].to_list() == [str(n) for n in range(20)]
 
 
-async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_broker, tmp_path, plugin, capsys):
+async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(broker, tmp_path, plugin, capsys):
     install_other(plugin)
     (plugin / "broken").touch()
-    async with evaluating(own_broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
+    async with evaluating(broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
         id_, body = request(monitoring)
         await monitoring.predict(body)
 
@@ -289,12 +289,12 @@ async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(own_br
 
 @pytest.mark.timeout(300)
 async def test_an_evaluator_that_never_comes_back_stops_no_other_and_goes_on_once_it_is_put_right(
-    own_broker, tmp_path, plugin, monkeypatch
+    broker, tmp_path, plugin, monkeypatch
 ):
     monkeypatch.setenv("MEGURI_MONITORING_EVALUATOR_SECONDS", "5")
     install_other(plugin)
     (plugin / "stuck").touch()
-    async with evaluating(own_broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
+    async with evaluating(broker, tmp_path, evaluators=("sizes", "other")) as monitoring:
         id_, body = request(monitoring)
         await monitoring.predict(body)
 
@@ -312,10 +312,10 @@ async def test_an_evaluator_that_never_comes_back_stops_no_other_and_goes_on_onc
 
 @pytest.mark.timeout(300)
 async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_and_a_replay_takes_it_in(
-    own_broker, tmp_path, plugin
+    broker, tmp_path, plugin
 ):
     (plugin / "odd").touch()
-    async with evaluating(own_broker, tmp_path) as monitoring:
+    async with evaluating(broker, tmp_path) as monitoring:
         (first, one), (bad, two), (last, three) = (request(monitoring, size=size) for size in (1, 13, 2))
         await monitoring.predict(one, two, three)
 
@@ -336,8 +336,8 @@ async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_
         assert ended.episode == opened.episode
 
 
-async def test_an_unknown_evaluator_is_a_warning_that_names_those_that_are_installed(own_broker, tmp_path, plugin):
-    async with evaluating(own_broker, tmp_path, evaluators=("seizes", "sizes")) as monitoring:
+async def test_an_unknown_evaluator_is_a_warning_that_names_those_that_are_installed(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path, evaluators=("seizes", "sizes")) as monitoring:
         id_, body = request(monitoring)
         await monitoring.predict(body)
 
@@ -356,10 +356,8 @@ async def not_warned(monitoring: Monitoring) -> bool:
     return not (await monitoring.http.get("/health/ready")).json()["warnings"]
 
 
-async def test_rows_that_a_writer_leaves_out_are_logged_and_a_replay_adds_them_once(
-    own_broker, tmp_path, plugin, capsys
-):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+async def test_rows_that_a_writer_leaves_out_are_logged_and_a_replay_adds_them_once(broker, tmp_path, plugin, capsys):
+    async with evaluating(broker, tmp_path) as monitoring:
         sent = [request(monitoring, size=size) for size in (0, 1, 2, 3)]
         (plugin / "at_most").write_text("1")
         await monitoring.predict(*(body for _, body in sent))
@@ -382,8 +380,8 @@ async def test_rows_that_a_writer_leaves_out_are_logged_and_a_replay_adds_them_o
         assert [(one.written, one.actor) for one in said] == [(0, "ada"), (2, "ada"), (0, "ada")]
 
 
-async def test_numbers_that_change_are_an_episode_that_leads_to_where_rows_were_left_out(own_broker, tmp_path, plugin):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+async def test_numbers_that_change_are_an_episode_that_leads_to_where_rows_were_left_out(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path) as monitoring:
         await monitoring.predict(*(request(monitoring, 1, size=number % 4)[1] for number in range(140)))
         await evaluated(monitoring, 140)
         (plugin / "at_most").write_text("1")

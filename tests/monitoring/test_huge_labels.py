@@ -6,8 +6,8 @@ from tests.monitoring.conftest import message, monitoring_in, values
 from tests.services import name
 
 
-async def test_a_label_without_measure_leaves_the_others_to_be_counted(own_broker, database_url, tmp_path):
-    async with monitoring_in(tmp_path, own_broker, database_url, tmp_path / "artifacts", name("m")) as monitoring:
+async def test_a_label_without_measure_leaves_the_others_to_be_counted(broker, database_url, tmp_path):
+    async with monitoring_in(tmp_path, broker, database_url, tmp_path / "artifacts", name("m")) as monitoring:
         await monitoring.watch()
         ids = [name("p") for _ in range(4)]
         answer = {"prediction": [1.0, 2.0, float("nan"), 4.0]}

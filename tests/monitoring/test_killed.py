@@ -58,13 +58,13 @@ class Replica:
 
 
 @pytest.fixture
-def replica(own_broker: Broker, tmp_path: Path, database_url: str) -> Replica:
-    return Replica(own_broker, tmp_path, database_url)
+def replica(broker: Broker, tmp_path: Path, database_url: str) -> Replica:
+    return Replica(broker, tmp_path, database_url)
 
 
-async def test_a_replica_that_is_killed_again_and_again_counts_each_label_once(replica, own_broker, tmp_path):
+async def test_a_replica_that_is_killed_again_and_again_counts_each_label_once(replica, broker, tmp_path):
     chance = random.Random(7)
-    async with wire(own_broker) as beside, httpx.AsyncClient(base_url=replica.url) as http:
+    async with wire(broker) as beside, httpx.AsyncClient(base_url=replica.url) as http:
         model = name("m")
         monitoring = Monitoring(http, beside, Artifacts(f"file://{tmp_path}/artifacts"), tmp_path, model)
         with replica.living():

@@ -102,9 +102,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meguri_chassis.bus.RETRY_DELAYS", (0.05, 0.1, 0.1, 0.1))
 
 
-async def test_an_episode_is_one_mail_when_it_begins_and_one_when_it_ends(own_broker, tmp_path):
+async def test_an_episode_is_one_mail_when_it_begins_and_one_when_it_ends(broker, tmp_path):
     port, hook = free_port(), free_port()
-    async with telling(own_broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/secret") as told:
+    async with telling(broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/secret") as told:
         with mail_server(port) as mailbox, web_server(hook) as posted:
             await told.begins("e-1")
             worse = EpisodeWorsened(
@@ -139,9 +139,9 @@ async def test_an_episode_is_one_mail_when_it_begins_and_one_when_it_ends(own_br
         ("drift", "http://jaeger/trace/{trace}", f"http://jaeger/trace/{TRACE}"),
     ],
 )
-async def test_a_message_leads_to_an_example_that_can_be_looked_at(own_broker, tmp_path, about, url, example):
+async def test_a_message_leads_to_an_example_that_can_be_looked_at(broker, tmp_path, about, url, example):
     hook = free_port()
-    async with telling(own_broker, tmp_path, f"json://127.0.0.1:{hook}/hook", trace_url=url) as told:
+    async with telling(broker, tmp_path, f"json://127.0.0.1:{hook}/hook", trace_url=url) as told:
         with web_server(hook) as posted:
             await told.begins("e-1", about=about)
             await told.said(NoticeSent)
@@ -149,8 +149,8 @@ async def test_a_message_leads_to_an_example_that_can_be_looked_at(own_broker, t
         assert f"An example: {example}" in posted[0]["message"]
 
 
-async def test_nobody_is_told_of_what_is_to_be_ignored(own_broker, tmp_path):
-    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+async def test_nobody_is_told_of_what_is_to_be_ignored(broker, tmp_path):
+    async with telling(broker, tmp_path, mail_url(port := free_port())) as told:
         with mail_server(port) as mailbox:
             await told.begins("e-1", action="ignore")
             await told.ends("e-1")
@@ -161,8 +161,8 @@ async def test_nobody_is_told_of_what_is_to_be_ignored(own_broker, tmp_path):
     assert len(mailbox.mails) == 1
 
 
-async def test_a_message_in_japanese_arrives_whole(own_broker, tmp_path):
-    async with telling(own_broker, tmp_path) as told:
+async def test_a_message_in_japanese_arrives_whole(broker, tmp_path):
+    async with telling(broker, tmp_path) as told:
         await told.wire.apply(spec(told.model, mail_url(port := free_port()), language="ja"), 2)
         with mail_server(port) as mailbox:
             await told.begins("e-1", feature="明るさ", producer="カメラ二号")
@@ -173,9 +173,9 @@ async def test_a_message_in_japanese_arrives_whole(own_broker, tmp_path):
     assert "/episodes/e-1/report?language=ja" in mailbox.texts[0]
 
 
-async def test_a_server_that_is_down_is_tried_until_it_is_up_and_the_others_hear_once(own_broker, tmp_path, soon):
+async def test_a_server_that_is_down_is_tried_until_it_is_up_and_the_others_hear_once(broker, tmp_path, soon):
     port, hook = free_port(), free_port()
-    async with telling(own_broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/x") as told:
+    async with telling(broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/x") as told:
         with web_server(hook) as posted:
             await told.begins("e-1")
             await told.said(NoticeSent)
@@ -195,11 +195,11 @@ async def test_a_server_that_is_down_is_tried_until_it_is_up_and_the_others_hear
     assert ["over" in subject for subject in mailbox.subjects] == [False, True]
 
 
-async def test_a_message_that_is_given_up_is_parked_and_can_be_sent_again(own_broker, tmp_path, soon, monkeypatch):
+async def test_a_message_that_is_given_up_is_parked_and_can_be_sent_again(broker, tmp_path, soon, monkeypatch):
     monkeypatch.setattr("meguri_monitoring.notices.notifying.RETRY_DELAYS", (10.0,))
     hook, port = free_port(), free_port()
     urls = (mail_url(port), f"json://127.0.0.1:{hook}/x")
-    async with telling(own_broker, tmp_path, *urls, notice_patience=15) as told:
+    async with telling(broker, tmp_path, *urls, notice_patience=15) as told:
         with web_server(hook) as posted:
             sequence = await told.begins("e-1")
             (failed,) = await told.said(NoticeFailed)
@@ -228,10 +228,10 @@ async def test_a_message_that_is_given_up_is_parked_and_can_be_sent_again(own_br
     assert len(posted) == 1
 
 
-async def test_a_url_that_cannot_be_used_is_given_up_at_once_and_the_rest_is_told(own_broker, tmp_path):
+async def test_a_url_that_cannot_be_used_is_given_up_at_once_and_the_rest_is_told(broker, tmp_path):
     hook = free_port()
     urls = ("telepathy://anna:hunter2@x", "mailto://u:${NOTIFY_NOWHERE}@localhost", f"json://127.0.0.1:{hook}/x")
-    async with telling(own_broker, tmp_path, *urls) as told:
+    async with telling(broker, tmp_path, *urls) as told:
         with web_server(hook) as posted:
             await told.begins("e-1")
             failed = await told.said(NoticeFailed, 2)
@@ -248,9 +248,9 @@ async def test_a_url_that_cannot_be_used_is_given_up_at_once_and_the_rest_is_tol
     assert "hunter2" not in str(errors) + str(letters) + warnings
 
 
-async def test_who_could_not_be_told_is_warned_of_before_anything_happens(own_broker, tmp_path, monkeypatch):
+async def test_who_could_not_be_told_is_warned_of_before_anything_happens(broker, tmp_path, monkeypatch):
     monkeypatch.setenv("NOTIFY_THERE", "json://127.0.0.1/hook")
-    async with telling(own_broker, tmp_path, "${NOTIFY_THERE}") as told:
+    async with telling(broker, tmp_path, "${NOTIFY_THERE}") as told:
         sequence = await told.wire.apply(spec(told.model, "${NOTIFY_THERE}", "${NOTIFY_NOWHERE}"), 2)
         asked = await told.http.get("/health/ready", headers={"Meguri-After": str(sequence)})
         (warning,) = asked.json()["warnings"]
@@ -267,9 +267,9 @@ async def test_who_could_not_be_told_is_warned_of_before_anything_happens(own_br
     )
 
 
-async def test_of_several_replicas_one_tells(own_broker, tmp_path, soon):
+async def test_of_several_replicas_one_tells(broker, tmp_path, soon):
     port, hook = free_port(), free_port()
-    async with telling(own_broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/x", replicas=2) as told:
+    async with telling(broker, tmp_path, mail_url(port), f"json://127.0.0.1:{hook}/x", replicas=2) as told:
         with mail_server(port) as mailbox, web_server(hook) as posted:
             for number in range(5):
                 await told.begins(f"e-{number}")
@@ -282,14 +282,14 @@ async def test_of_several_replicas_one_tells(own_broker, tmp_path, soon):
     assert (len(mailbox.mails), len(posted)) == (10, 10)
 
 
-async def test_who_was_told_before_a_restart_is_told_only_of_the_end_after_it(own_broker, tmp_path):
+async def test_who_was_told_before_a_restart_is_told_only_of_the_end_after_it(broker, tmp_path):
     port = free_port()
     with mail_server(port) as mailbox:
-        async with telling(own_broker, tmp_path, mail_url(port)) as told:
+        async with telling(broker, tmp_path, mail_url(port)) as told:
             model = told.model
             await told.begins("e-1")
             await told.said(NoticeSent)
-        async with telling(own_broker, tmp_path) as again:
+        async with telling(broker, tmp_path) as again:
             told = replace(again, model=model)
             await told.ends("e-1")
             await told.said(NoticeSent, 2)
@@ -298,10 +298,10 @@ async def test_who_was_told_before_a_restart_is_told_only_of_the_end_after_it(ow
     assert ["over" in subject for subject in mailbox.subjects] == [False, True]
 
 
-async def test_a_hook_that_answers_500_is_tried_again_and_those_that_work_hear_once(own_broker, tmp_path, soon):
+async def test_a_hook_that_answers_500_is_tried_again_and_those_that_work_hear_once(broker, tmp_path, soon):
     hook, broken, refuses = free_port(), free_port(), [True]
     urls = (f"json://127.0.0.1:{hook}/x", f"json://127.0.0.1:{broken}/x")
-    async with telling(own_broker, tmp_path, *urls, replicas=2) as told:
+    async with telling(broker, tmp_path, *urls, replicas=2) as told:
         with web_server(hook) as posted, web_server(broken, lambda: refuses[0]) as late:
             await told.begins("e-1")
             await told.ends("e-1")
@@ -319,9 +319,9 @@ async def test_a_hook_that_answers_500_is_tried_again_and_those_that_work_hear_o
     assert ["over" in one["title"] for one in late] == [False, True]
 
 
-async def test_who_was_not_told_stands_with_the_episode(own_broker, tmp_path):
+async def test_who_was_not_told_stands_with_the_episode(broker, tmp_path):
     hook = free_port()
-    async with telling(own_broker, tmp_path, "${NOTIFY_NOWHERE}", f"json://127.0.0.1:{hook}/x") as told:
+    async with telling(broker, tmp_path, "${NOTIFY_NOWHERE}", f"json://127.0.0.1:{hook}/x") as told:
         with web_server(hook):
             await told.begins("e-1")
             await told.said(NoticeSent)
@@ -340,8 +340,8 @@ async def test_who_was_not_told_stands_with_the_episode(own_broker, tmp_path):
     assert f"${{NOTIFY_NOWHERE}} could not be told that it began: {why}." in page
 
 
-async def test_a_message_that_comes_again_tells_nobody_again(own_broker, tmp_path):
-    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+async def test_a_message_that_comes_again_tells_nobody_again(broker, tmp_path):
+    async with telling(broker, tmp_path, mail_url(port := free_port())) as told:
         with mail_server(port) as mailbox:
             await told.begins("e-1")
             await told.said(NoticeSent)
@@ -358,9 +358,9 @@ async def test_a_message_that_comes_again_tells_nobody_again(own_broker, tmp_pat
 
 
 async def test_what_was_delivered_and_could_not_be_said_is_said_later_and_not_delivered_again(
-    own_broker, tmp_path, soon, monkeypatch
+    broker, tmp_path, soon, monkeypatch
 ):
-    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+    async with telling(broker, tmp_path, mail_url(port := free_port())) as told:
         say, fails = notifying.Notifier._say, asyncio.Event()
 
         async def once_not(self: Any, *given: Any) -> None:
@@ -379,8 +379,8 @@ async def test_what_was_delivered_and_could_not_be_said_is_said_later_and_not_de
     assert len(mailbox.mails) == 1
 
 
-async def test_nobody_is_told_of_what_was_before_anybody_was_to_be_told(own_broker, tmp_path):
-    async with telling(own_broker, tmp_path) as told:
+async def test_nobody_is_told_of_what_was_before_anybody_was_to_be_told(broker, tmp_path):
+    async with telling(broker, tmp_path) as told:
         await told.begins("e-1")
         await told.idle()
         await told.wire.apply(spec(told.model, mail_url(port := free_port())), 2)
@@ -395,10 +395,10 @@ async def test_nobody_is_told_of_what_was_before_anybody_was_to_be_told(own_brok
     assert len(mailbox.mails) == 1
 
 
-async def test_a_server_that_refuses_is_tried_again(own_broker, tmp_path, soon):
+async def test_a_server_that_refuses_is_tried_again(broker, tmp_path, soon):
     mailbox = Mailbox()
     mailbox.refuses = True
-    async with telling(own_broker, tmp_path, mail_url(port := free_port())) as told:
+    async with telling(broker, tmp_path, mail_url(port := free_port())) as told:
         with mail_server(port, mailbox):
             await told.begins("e-1")
 
@@ -412,11 +412,11 @@ async def test_a_server_that_refuses_is_tried_again(own_broker, tmp_path, soon):
     assert len(mailbox.mails) == 1
 
 
-async def test_who_is_killed_between_two_targets_leaves_the_second_to_another_replica(own_broker, tmp_path):
+async def test_who_is_killed_between_two_targets_leaves_the_second_to_another_replica(broker, tmp_path):
     mail, hook, model = free_port(), free_port(), name("m")
     database_url = f"sqlite:///{tmp_path}/monitoring.db"
-    first, second = (Replica(own_broker, tmp_path, database_url) for _ in range(2))
-    async with wire(own_broker) as beside:
+    first, second = (Replica(broker, tmp_path, database_url) for _ in range(2))
+    async with wire(broker) as beside:
         await beside.apply(spec(model, f"json://127.0.0.1:{hook}/x", mail_url(mail)))
         with web_server(hook) as posted:
             with socket.create_server(("127.0.0.1", mail)), first.living():

@@ -58,8 +58,8 @@ def odd(kind: str, model: str) -> bytes:
         "a version that no database has",
     ],
 )
-async def test_odd_predictions_stop_no_others(own_broker, database_url, tmp_path, kind):
-    async with monitoring_in(tmp_path, own_broker, database_url, tmp_path / "artifacts", name("m")) as monitoring:
+async def test_odd_predictions_stop_no_others(broker, database_url, tmp_path, kind):
+    async with monitoring_in(tmp_path, broker, database_url, tmp_path / "artifacts", name("m")) as monitoring:
         await monitoring.watch()
         await monitoring.predict(odd(kind, monitoring.model))
         last = await monitoring.predict(*(message(monitoring.model, values(WINDOW, seed), "b") for seed in (1, 2)))

@@ -26,13 +26,13 @@ from tests.services import name
 
 
 @pytest.fixture
-def at(own_broker: Broker, database_url: str, tmp_path: Path) -> Any:
+def at(broker: Broker, database_url: str, tmp_path: Path) -> Any:
     """Start a replica on the same broker, database and files; a folder of its own has no tables of predictions."""
     model = name("m")
 
     @asynccontextmanager
     async def start(folder: str = "var", url: str = database_url) -> AsyncIterator[Monitoring]:
-        async with monitoring_in(tmp_path / folder, own_broker, url, tmp_path / "artifacts", model) as monitoring:
+        async with monitoring_in(tmp_path / folder, broker, url, tmp_path / "artifacts", model) as monitoring:
             yield monitoring
 
     return start

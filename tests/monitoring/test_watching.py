@@ -157,10 +157,10 @@ def counted(database_url: str) -> dict[str, list[Any]]:
     return found
 
 
-async def test_a_service_that_was_stopped_in_between_counts_every_prediction_once(own_broker, database_url, tmp_path):
+async def test_a_service_that_was_stopped_in_between_counts_every_prediction_once(broker, database_url, tmp_path):
     model, artifacts = name("m"), tmp_path / "artifacts"
     for part in range(3):
-        async with monitoring_in(tmp_path / "one", own_broker, database_url, artifacts, model) as monitoring:
+        async with monitoring_in(tmp_path / "one", broker, database_url, artifacts, model) as monitoring:
             if part == 0:
                 await monitoring.watch()
             last = await monitoring.predict(
@@ -169,7 +169,7 @@ async def test_a_service_that_was_stopped_in_between_counts_every_prediction_onc
             await until(lambda last=last: counted(database_url)["position"] == [last], "the count")
 
     whole = f"sqlite:///{tmp_path}/whole.db"
-    async with monitoring_in(tmp_path / "other", own_broker, whole, artifacts, model) as undisturbed:
+    async with monitoring_in(tmp_path / "other", broker, whole, artifacts, model) as undisturbed:
         await until(lambda: counted(whole)["position"] == [last], "the count")
     assert len(counted(whole)["judged"]) == 4
     assert counted(database_url) == counted(whole)
@@ -177,19 +177,19 @@ async def test_a_service_that_was_stopped_in_between_counts_every_prediction_onc
     assert monitoring.kept().height == 450
 
 
-async def test_what_was_kept_and_not_counted_before_a_crash_is_counted(own_broker, tmp_path):
+async def test_what_was_kept_and_not_counted_before_a_crash_is_counted(broker, tmp_path):
     """A crash after the rows were kept and before they were counted: the same messages come again."""
     model, artifacts = name("m"), tmp_path / "artifacts"
     whole, again = f"sqlite:///{tmp_path}/whole.db", f"sqlite:///{tmp_path}/again.db"
-    async with monitoring_in(tmp_path, own_broker, again, artifacts, model) as monitoring:
+    async with monitoring_in(tmp_path, broker, again, artifacts, model) as monitoring:
         await until(lambda: counted(again)["position"] == [0], "the beginning")
     # Another keeps them in the same table: what this one would have done before it crashed.
-    async with monitoring_in(tmp_path, own_broker, whole, artifacts, model) as monitoring:
+    async with monitoring_in(tmp_path, broker, whole, artifacts, model) as monitoring:
         await monitoring.watch()
         last = await monitoring.predict(*(message(model, values(30, n)) for n in range(5)))
         await until(lambda: counted(whole)["position"] == [last], "the count")
 
-    async with monitoring_in(tmp_path, own_broker, again, artifacts, model) as monitoring:
+    async with monitoring_in(tmp_path, broker, again, artifacts, model) as monitoring:
         await until(lambda: counted(again)["position"] == [last], "the count")
     assert monitoring.kept().height == 150
     assert counted(again) == counted(whole)

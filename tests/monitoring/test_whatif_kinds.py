@@ -136,7 +136,7 @@ RULES = [
 
 @pytest.mark.parametrize("seed", range(len(RULES)))
 @pytest.mark.timeout(240)
-async def test_without_a_change_each_episode_of_windows_is_the_one_that_there_was(own_broker, monitoring, seed):
+async def test_without_a_change_each_episode_of_windows_is_the_one_that_there_was(broker, monitoring, seed):
     told: dict[str, Any] = {}
     for about, change in CHANGES.items():
         here = replace(monitoring, model=name("m"))
@@ -252,9 +252,9 @@ async def test_of_silence_the_times_without_predictions_are_looked_at(at):
 
 
 async def test_of_an_evaluator_its_rows_are_cut_and_judged_once_more_without_what_was_filled_in_later(
-    own_broker, tmp_path, plugin
+    broker, tmp_path, plugin
 ):
-    async with evaluating(own_broker, tmp_path) as monitoring:
+    async with evaluating(broker, tmp_path) as monitoring:
 
         async def sent(rows: int, of: int) -> None:
             await monitoring.predict(*(request(monitoring, 1, size=number % of)[1] for number in range(rows)))

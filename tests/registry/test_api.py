@@ -416,8 +416,8 @@ def tables(database_url: str, *, drop: bool = False) -> dict[str, list[tuple]]:
     return found
 
 
-async def test_a_wiped_database_is_built_again_from_the_log(own_broker, database_url, tmp_path):
-    async with registering(own_broker, database_url, tmp_path) as registry:
+async def test_a_wiped_database_is_built_again_from_the_log(broker, database_url, tmp_path):
+    async with registering(broker, database_url, tmp_path) as registry:
         await registry.apply(spec(registry.model))
         for version, accuracy in enumerate((0.9, 0.5, 0.95), start=1):
             run = await registry.run(await registry.data(version, name("e"), name("e")), version)
@@ -430,7 +430,7 @@ async def test_a_wiped_database_is_built_again_from_the_log(own_broker, database
     assert all(before.values())
     tables(database_url, drop=True)
 
-    async with registering(own_broker, database_url, tmp_path) as again:
+    async with registering(broker, database_url, tmp_path) as again:
 
         async def rebuilt() -> bool:
             return (await again.http.get(f"/models/{registry.model}")).json() == model

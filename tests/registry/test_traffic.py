@@ -271,8 +271,8 @@ async def test_who_could_answer_at_a_time_is_known(registry):
     ]
 
 
-async def test_tables_with_a_canary_in_them_are_built_again_from_the_log(own_broker, database_url, tmp_path):
-    async with registering(own_broker, database_url, tmp_path) as registry:
+async def test_tables_with_a_canary_in_them_are_built_again_from_the_log(broker, database_url, tmp_path):
+    async with registering(broker, database_url, tmp_path) as registry:
         await registry.apply(spec(registry.model, **CANARY))
         for accuracy in (0.9, 0.95):
             await registry.trained(accuracy)
@@ -292,7 +292,7 @@ async def test_tables_with_a_canary_in_them_are_built_again_from_the_log(own_bro
         before, shown = tables(database_url), (await registry.get("/rollout")).json()
     tables(database_url, drop=True)
 
-    async with registering(own_broker, database_url, tmp_path) as again:
+    async with registering(broker, database_url, tmp_path) as again:
 
         async def rebuilt() -> bool:
             return (await again.http.get(f"/models/{registry.model}/rollout")).json() == shown
@@ -301,9 +301,9 @@ async def test_tables_with_a_canary_in_them_are_built_again_from_the_log(own_bro
         assert tables(database_url) == before
 
 
-async def test_a_state_that_an_older_replica_wrote_has_the_plan_of_the_journal(own_broker, database_url, tmp_path):
+async def test_a_state_that_an_older_replica_wrote_has_the_plan_of_the_journal(broker, database_url, tmp_path):
     """While an upgrade rolls, a replica that knows champions only may be the one that applies an event."""
-    async with registering(own_broker, database_url, tmp_path) as registry:
+    async with registering(broker, database_url, tmp_path) as registry:
         await registry.apply(spec(registry.model))
         for accuracy in (0.9, 0.5):
             await registry.trained(accuracy)
@@ -312,7 +312,7 @@ async def test_a_state_that_an_older_replica_wrote_has_the_plan_of_the_journal(o
         shown = (await registry.get("/rollout")).json()
     forget_plans(database_url)
 
-    async with registering(own_broker, database_url, tmp_path) as again:
+    async with registering(broker, database_url, tmp_path) as again:
         mine = Registry(again.http, again.wire, registry.model)
         assert (await mine.get("/rollout")).json() == shown
         assert shown["rollout"] == derived_id(key, RolloutChanged.type, registry.model, "")

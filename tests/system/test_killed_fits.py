@@ -58,14 +58,14 @@ class Replica:
 
 
 @pytest.fixture
-def replicas(own_broker, tmp_path: Path) -> Iterator[list[Replica]]:
+def replicas(broker, tmp_path: Path) -> Iterator[list[Replica]]:
     """Two, ready, their workers warm."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MEGURI_", "OTEL_"))}
     started = []
     for number in (1, 2):
         port = free_port()
         env = kept | {
-            "MEGURI_NATS_URL": own_broker.url,
+            "MEGURI_NATS_URL": broker.url,
             "MEGURI_VAR": str(tmp_path),
             "MEGURI_TRAINING_PORT": str(port),
             "MEGURI_TRAINING_REPLICA": f"replica-{number}",
@@ -84,10 +84,10 @@ def replicas(own_broker, tmp_path: Path) -> Iterator[list[Replica]]:
 
 
 @pytest.fixture
-async def training(own_broker, replicas: list[Replica], tmp_path: Path) -> AsyncIterator[Training]:
+async def training(broker, replicas: list[Replica], tmp_path: Path) -> AsyncIterator[Training]:
     for replica in replicas:
         await until(replica.is_ready, "a replica")
-    async with wire(own_broker) as beside, httpx.AsyncClient(base_url=replicas[1].url) as http:
+    async with wire(broker) as beside, httpx.AsyncClient(base_url=replicas[1].url) as http:
         yield Training(http, beside, Artifacts(f"file://{tmp_path}/artifacts"), tmp_path)
 
 

@@ -68,10 +68,10 @@ class Pair:
         self._living[nth].enter_context(self._replicas[nth].living())
 
 
-async def test_windows_are_the_same_whoever_is_killed_in_them(own_broker, tmp_path, database_url):
+async def test_windows_are_the_same_whoever_is_killed_in_them(broker, tmp_path, database_url):
     for name in ("disturbed", "calm", "calm-nats"):
         (tmp_path / name).mkdir()
-    disturbed = await counted(own_broker, tmp_path / "disturbed", database_url, kills=True)
+    disturbed = await counted(broker, tmp_path / "disturbed", database_url, kills=True)
     async with broker_in(tmp_path / "calm-nats") as broker:
         calm = await counted(broker, tmp_path / "calm", f"sqlite:///{tmp_path}/calm.db", kills=False)
 
@@ -80,13 +80,11 @@ async def test_windows_are_the_same_whoever_is_killed_in_them(own_broker, tmp_pa
     assert (calm["began"], calm["ended"]) == (1, 1)
 
 
-async def test_large_windows_have_the_same_counts_and_distances_within_the_bound_of_sketches(own_broker, tmp_path):
+async def test_large_windows_have_the_same_counts_and_distances_within_the_bound_of_sketches(broker, tmp_path):
     large = {"rows": LARGE, "windows": LARGE_WINDOWS}
     for name in ("disturbed", "calm", "calm-nats"):
         (tmp_path / name).mkdir()
-    disturbed = await counted(
-        own_broker, tmp_path / "disturbed", f"sqlite:///{tmp_path}/disturbed.db", kills=True, **large
-    )
+    disturbed = await counted(broker, tmp_path / "disturbed", f"sqlite:///{tmp_path}/disturbed.db", kills=True, **large)
     async with broker_in(tmp_path / "calm-nats") as broker:
         calm = await counted(broker, tmp_path / "calm", f"sqlite:///{tmp_path}/calm.db", kills=False, **large)
 

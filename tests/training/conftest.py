@@ -10,7 +10,7 @@ from tests.training.flowers import Training
 
 
 @pytest.fixture
-async def training(own_broker, tmp_path) -> AsyncIterator[Training]:
-    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
-    async with running(build(settings)) as http, wire(own_broker) as beside:
+async def training(broker, tmp_path) -> AsyncIterator[Training]:
+    settings = Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
+    async with running(build(settings)) as http, wire(broker) as beside:
         yield Training(http, beside, Artifacts(settings.artifacts_url), tmp_path)

@@ -155,12 +155,12 @@ async def test_of_a_version_that_no_run_used_it_is_said_what_it_waits_for(traini
     assert (answer.status_code, answer.json()["error"]) == (404, f"dataset '{model}' has no version 1; its newest is 0")
 
 
-async def test_an_event_that_comes_again_starts_the_run_that_is_due_now(own_broker, tmp_path):
-    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
+async def test_an_event_that_comes_again_starts_the_run_that_is_due_now(broker, tmp_path):
+    settings = Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
     database = Database(settings.database_url, MIGRATIONS)
     tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
     service = Service(settings, description="", database=database, projection=tables)
-    async with running(service) as http, wire(own_broker) as beside:
+    async with running(service) as http, wire(broker) as beside:
         assert service.decider is not None
         starter, model = Starter(service.decider, max_hops=16), name("flowers")
         training = Training(http, beside, Artifacts(settings.artifacts_url), tmp_path)

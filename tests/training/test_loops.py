@@ -100,10 +100,10 @@ async def test_a_registry_that_asks_for_the_next_run_for_ever_is_broken_off_and_
     assert len(await training.wire.said(LoopBroken, model)) == 1
 
 
-async def test_an_upstream_that_answers_every_rollout_with_data_is_broken_off(training, own_broker):
+async def test_an_upstream_that_answers_every_rollout_with_data_is_broken_off(training, broker):
     model = name("flowers")
     settings = RegistrySettings(
-        nats_url=own_broker.url, database_url=f"sqlite:///{training.folder}/registry.db", var=training.folder
+        nats_url=broker.url, database_url=f"sqlite:///{training.folder}/registry.db", var=training.folder
     )
 
     async def send_data(rollout: Message) -> None:

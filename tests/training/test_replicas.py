@@ -51,10 +51,10 @@ def most_at_once(found: list[Fit]) -> int:
     return max(sum(change for _, change in changes[: at + 1]) for at in range(len(changes)))
 
 
-async def test_no_more_fits_run_at_once_than_the_operator_allows(own_broker, tmp_path):
-    done = await provision(own_broker.url, fits_in_flight=1)
+async def test_no_more_fits_run_at_once_than_the_operator_allows(broker, tmp_path):
+    done = await provision(broker.url, fits_in_flight=1)
     assert [one.name for one in done if one.done == "updated"] == ["training-fits"]
-    async with replicas(2, own_broker, tmp_path) as training:
+    async with replicas(2, broker, tmp_path) as training:
         models = [name("flowers") for _ in range(MODELS)]
         for model in models:
             await training.wire.apply(spec(model, estimator=slow(500)))
@@ -68,8 +68,8 @@ async def test_no_more_fits_run_at_once_than_the_operator_allows(own_broker, tmp
     assert most_at_once(found) == 1
 
 
-async def test_a_model_has_one_run_at_a_time_however_many_replicas_there_are(own_broker, tmp_path):
-    async with replicas(2, own_broker, tmp_path) as training:
+async def test_a_model_has_one_run_at_a_time_however_many_replicas_there_are(broker, tmp_path):
+    async with replicas(2, broker, tmp_path) as training:
         model = name("flowers")
         await training.wire.apply(spec(model, estimator=slow(500)))
         for _ in range(10):
@@ -112,9 +112,9 @@ async def forget_ids(wire: Wire) -> None:
 
 @pytest.mark.parametrize("slow_one_dies", [False, True])
 async def test_of_two_replicas_that_did_the_same_fit_the_later_is_not_heard_however_late(
-    own_broker, tmp_path, slow_one_dies
+    broker, tmp_path, slow_one_dies
 ):
-    settings = Settings(nats_url=own_broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
+    settings = Settings(nats_url=broker.url, database_url=f"sqlite:///{tmp_path}/training.db", var=tmp_path)
     database = Database(settings.database_url, MIGRATIONS)
     tables = Projection(database, projection.evolve, projection.HEARS, store.TABLES)
     service = Service(settings, description="", database=database, projection=tables)
@@ -134,7 +134,7 @@ async def test_of_two_replicas_that_did_the_same_fit_the_later_is_not_heard_howe
         )
 
     paused, quick = Slow(home, dies=slow_one_dies), Workers(home)
-    async with running(service) as http, wire(own_broker) as beside, paused.open(), quick.open():
+    async with running(service) as http, wire(broker) as beside, paused.open(), quick.open():
         model = name("flowers")
         training = Training(http, beside, artifacts, tmp_path)
         await beside.apply(spec(model))

@@ -41,9 +41,9 @@ async def all_committed(training: Training, dataset: str) -> dict[str, int]:
     return await until(committed, "the commit of every arrival")
 
 
-async def test_five_hundred_arrivals_at_once_make_a_handful_of_fits_and_none_is_unaccounted_for(training, own_broker):
+async def test_five_hundred_arrivals_at_once_make_a_handful_of_fits_and_none_is_unaccounted_for(training, broker):
     model, folder = name("flowers"), training.folder
-    common: dict[str, Any] = {"nats_url": own_broker.url, "var": folder}
+    common: dict[str, Any] = {"nats_url": broker.url, "var": folder}
     taking = ingest.build(IngestSettings(database_url=f"sqlite:///{folder}/ingest.db", **common))
     judging = registry.build(RegistrySettings(database_url=f"sqlite:///{folder}/registry.db", **common))
     async with running(taking), running(judging):
