@@ -87,10 +87,11 @@ class _Feed:
 
     async def _counted(self) -> None:
         end = time.monotonic() + PATIENCE
-        while not await kept.counted(self._ours):
-            if time.monotonic() > end:
-                raise NotMeasured(f"not all of {self._sent:,} rows were counted within {PATIENCE:.0f} s")
-            await asyncio.sleep(0.01)
+        with kept.database(self._ours) as monitoring:
+            while not await kept.counted(self._ours, monitoring):
+                if time.monotonic() > end:
+                    raise NotMeasured(f"not all of {self._sent:,} rows were counted within {PATIENCE:.0f} s")
+                await asyncio.sleep(0.01)
 
     def _message(self, model: Model, number: int) -> bytes:
         rows = range(AT_A_TIME)

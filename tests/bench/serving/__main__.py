@@ -15,22 +15,17 @@ other work on the machine changes least. On a machine with other work,
 `nice -n -10 make bench-serving` as root helps. Nothing is asserted.
 """
 
-import argparse
-import os
 import shutil
-import signal
-import sys
-import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.bench import rows
 from tests.bench.serving import figures, kept, promotions, table
-from tests.bench.serving.requests import NotMeasured
 from tests.bench.serving.servers import CLIENT, SERVER
 from tests.bench.serving.setting import Setting
 
-PAIRS = 5
 SECONDS = 2
 ROWS: dict[str, tuple[Callable[[Setting], Iterator[str]], ...]] = {
     "table": (table.everything,),
@@ -43,36 +38,12 @@ ROWS: dict[str, tuple[Callable[[Setting], Iterator[str]], ...]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=list(ROWS), help="which rows to measure")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="how often each side is measured")
-    parser.add_argument("--quick", action="store_true", help="one pair of one second: to see that it works")
-    asked = parser.parse_args()
-    if unknown := set(asked.rows) - set(ROWS):
-        parser.error(f"{', '.join(sorted(unknown))} is not one of {', '.join(ROWS)}")
-    # So that what was started is stopped then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    pairs, seconds = (1, 1) if asked.quick else (asked.pairs, SECONDS)
+def setting(folder: Path, stack: ExitStack, asked: Namespace) -> Setting:
     client = "wrk" if shutil.which("wrk") else "our own client (install wrk for a faster one)"
-    print(
-        f"server on core {SERVER}, {client} on core {CLIENT}, {pairs} pairs of {seconds} s, load {os.getloadavg()[0]:.1f}"
-    )
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        setting = Setting(folder, stack, pairs, seconds)
-        for row in asked.rows:
-            for part in ROWS[row]:
-                _print(row, part(setting))
-
-
-def _print(row: str, lines: Iterator[str]) -> None:
-    try:
-        for line in lines:
-            print(f"{row:5} {line}", flush=True)
-    except NotMeasured as error:
-        print(f"{row:5} not measured: {error}", flush=True)
+    seconds = 1 if asked.quick else SECONDS
+    print(f"server on core {SERVER}, {client} on core {CLIENT}, {seconds} s each")
+    return Setting(folder, stack, asked.pairs, seconds)
 
 
 if __name__ == "__main__":
-    main()
+    rows.main(__doc__, setting, ROWS)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deltalake import DeltaTable
@@ -29,7 +30,7 @@ from tests.bench.serving.setting import Setting
 
 AT_A_TIME = 5000
 """Rows of a request."""
-TIMES = 80
+TIMES = 160
 WINDOW_ROWS = 10_000
 """Of a window: so many predictions a second are no reason for a verdict on each five hundred."""
 PATIENCE = 60.0
@@ -97,10 +98,11 @@ async def _through(ours: Ours, model: Model, asked: Request, before: int) -> flo
 async def _arrived(ours: Ours, model: Model, rows: int) -> None:
     """Wait until monitoring has so many rows of a model, kept and counted. Raises NotMeasured when no more come."""
     have, until = 0, time.monotonic() + PATIENCE
-    while not await counted(ours) or (have := _rows_in_table(ours, model)) < rows:
-        if time.monotonic() > until:
-            raise NotMeasured(f"{have} rows of {rows} came to monitoring within {PATIENCE:.0f} s")
-        await asyncio.sleep(0.05)
+    with database(ours) as monitoring:
+        while not await counted(ours, monitoring) or (have := _rows_in_table(ours, model)) < rows:
+            if time.monotonic() > until:
+                raise NotMeasured(f"{have} rows of {rows} came to monitoring within {PATIENCE:.0f} s")
+            await asyncio.sleep(0.05)
 
 
 def _rows_in_table(ours: Ours, model: Model) -> int:
@@ -111,13 +113,21 @@ def _rows_in_table(ours: Ours, model: Model) -> int:
     return int(sum(table.get_add_actions(flatten=True)["num_records"].to_pylist()))
 
 
-async def counted(ours: Ours) -> bool:
+@contextmanager
+def database(ours: Ours) -> Iterator[Database]:
+    """Monitoring's own: to open it for each look would take from what is measured."""
+    opened = Database(f"sqlite:///{ours.var}/monitoring.db", Path(meguri_monitoring.__file__).parent / "migrations")
+    yield opened
+    opened.engine.dispose()
+
+
+async def counted(ours: Ours, monitoring: Database) -> bool:
     """Return whether monitoring's windows have everything that the stream has."""
-    migrations = Path(meguri_monitoring.__file__).parent / "migrations"
-    with Database(f"sqlite:///{ours.var}/monitoring.db", migrations).read() as session:
+    with monitoring.read() as session:
         if window_store.all_uncounted(session):
             return False
-        return (store.position(session) or 0) >= await ours.last_sequence(PREDICTIONS)
+        position = store.position(session) or 0
+    return position >= await ours.last_sequence(PREDICTIONS)
 
 
 def _sketches_alone(model: Model) -> float:
