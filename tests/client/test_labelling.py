@@ -83,6 +83,14 @@ async def test_many_labels_are_several_events_that_every_reader_takes(own, monke
     assert await labels_of(own, "digits") == [(f"p{i}", i) for i in range(10)]
 
 
+async def test_a_label_that_is_not_known_is_refused_before_it_is_sent(own):
+    labels = [Label(prediction_id="p", label=1), Label(prediction_id="q", label=float("nan"))]
+
+    with pytest.raises(labelling.NoLabels, match="the label of q is NaN: leave out what is not known"):
+        await labelling.publish_labels("digits", labels, producer="billing")
+    assert await labels_of(own, "digits") == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

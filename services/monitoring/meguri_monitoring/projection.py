@@ -81,10 +81,12 @@ def _keep_plan(session: Session, rollout: RolloutChanged, message: Message) -> N
 
 
 def _keep_labels(session: Session, arrived: LabelsArrived, message: Message) -> None:
-    """Keep labels of predictions and of entities, of several of the same the last."""
+    """Keep labels of predictions and of entities, of several of the same the last; what is not known is no label."""
     of_predictions: dict[str, dict[str, Any]] = {}
     of_entities: dict[tuple[str, datetime], dict[str, Any]] = {}
     for one in arrived.labels:
+        if one.label != one.label:
+            continue
         row = {
             "model": arrived.model,
             "text": quality.as_text(one.label),

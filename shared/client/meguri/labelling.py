@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,7 @@ def _require_known(model: str) -> None:
 async def publish_labels(model: str, labels: Iterable[Label], *, producer: str, id: str | None = None) -> list[str]:
     """Publish labels on the log, in as many events as they need, and return the events' ids, once they are on disk.
 
-    The first has the `id`, the others `<id>-1`, `<id>-2`, … Raises LogFull.
+    The first has the `id`, the others `<id>-1`, `<id>-2`, … Raises LogFull, and NoLabels for one that is NaN.
     """
     first = id or str(uuid4())
     sent: list[str] = []
@@ -141,6 +142,8 @@ def _bodies(labels: Iterable[Label]) -> Iterator[bytes]:
     part: list[bytes] = []
     size = 0
     for label in labels:
+        if isinstance(label.label, float) and math.isnan(label.label):
+            raise NoLabels(f"the label of {label.prediction_id or label.entity} is NaN: leave out what is not known")
         one = label.model_dump_json(exclude_none=True).encode()
         if part and size + len(one) > EVENT_BYTES:
             yield _body(part)
