@@ -85,6 +85,7 @@ def _keep_labels(session: Session, arrived: LabelsArrived, message: Message) -> 
     of_predictions: dict[str, dict[str, Any]] = {}
     of_entities: dict[tuple[str, datetime], dict[str, Any]] = {}
     for one in arrived.labels:
+        # NaN says nothing.
         if one.label != one.label:
             continue
         row = {
