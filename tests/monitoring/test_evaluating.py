@@ -15,8 +15,12 @@ import pytest
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import AnomalyDetected, EpisodeResolved, Event, MeasuresRefilled
-from meguri_contracts.spec import ModelSpec
-from meguri_monitoring.evaluators import measure_tables
+from meguri_contracts.spec import ModelSpec, Watch
+from meguri_monitoring.evaluators import following, measure_tables
+from meguri_monitoring.evaluators.evaluation import Evaluated
+from meguri_monitoring.evaluators.following import Follower
+from meguri_monitoring.evaluators.requests import Part
+from meguri_monitoring.evaluators.running import PlugInFailed
 from meguri_monitoring.predictions.writing import TableBusy
 from tests.conftest import Broker, until
 from tests.monitoring.conftest import Monitoring, message, monitoring_in, values
@@ -334,6 +338,48 @@ async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_
         assert (refilled["rows"], refilled["written"]) == (3, 1)
         (ended,) = await told(monitoring, EpisodeResolved)
         assert ended.episode == opened.episode
+
+
+async def test_an_evaluator_does_not_work_again_because_what_it_did_before_can_be_done_again(broker, tmp_path, plugin):
+    async with evaluating(broker, tmp_path) as monitoring:
+        (first, one), (_, bad) = request(monitoring), request(monitoring, size=13)
+        await monitoring.predict(one)
+        assert await evaluated(monitoring, 1) == [first]
+        (plugin / "odd").touch()
+        await monitoring.predict(bad)
+        (opened,) = await told(monitoring, AnomalyDetected)
+        assert opened.value == 0
+
+        await replay(monitoring)
+        assert await monitoring.wire.said(EpisodeResolved, monitoring.model) == []
+
+        (plugin / "odd").unlink()
+        (ended,) = await told(monitoring, EpisodeResolved)
+        assert ended.episode == opened.episode
+
+
+async def test_what_is_set_aside_is_told_although_what_follows_fails(monkeypatch):
+    class Evaluation:
+        def __init__(self, *_: Any) -> None: ...
+
+        async def of(self, part: Part, put: Any, *, sifting: bool) -> Evaluated:
+            if part.last == 20:
+                raise PlugInFailed("it cannot do that")
+            return Evaluated(rows=3, new=3, failed={"r7": "it is odd"})
+
+    parts = iter([(0, Part(1, 10, {}, 0)), (10, Part(11, 20, {}, 0))])
+    monkeypatch.setattr(following, "Evaluation", Evaluation)
+    monkeypatch.setattr(following.Follower, "_next", lambda *_: next(parts))
+    monkeypatch.setattr(following.measure_windows, "count", lambda *_: None)
+    said: list[tuple[int, dict[str, str]]] = []
+
+    async def tell(upto: int, failed: Any) -> None:
+        said.append((upto, dict(failed)))
+
+    follower = Follower(None, None, "file:///nowhere")  # type: ignore[arg-type]
+    with pytest.raises(PlugInFailed, match="it cannot do that"):
+        await follower.follow("m", Watch(evaluator="sizes", numbers=["size"]), 20, 3, sifting=True, tell=tell)
+    assert said == [(10, {"r7": "it is odd"})]
 
 
 async def test_an_unknown_evaluator_is_a_warning_that_names_those_that_are_installed(broker, tmp_path, plugin):

@@ -57,7 +57,7 @@ LINKS = Links("http://meguri", "p-1")
 
 def strangers(shown: str, language: Language) -> list[str]:
     """The words of a text that are of the other language."""
-    shown = re.sub(r"\w+://\S+|`[^`]*`|p-\d|[0-9a-f]{32}|「[^」]*」", " ", shown)
+    shown = re.sub(r"meguri whatif \S+|\w+://\S+|`[^`]*`|p-\d|[0-9a-f]{32}|「[^」]*」", " ", shown)
     if language == "en":
         return JAPANESE.findall(shown.replace("日本語", ""))
     return [word for word in ENGLISH.findall(shown) if word not in NAMES | OF_BOTH]
@@ -175,3 +175,11 @@ def test_what_a_person_or_another_program_said_stays_as_it_is():
     assert reason("Connection error occurred", "ja") == "「Connection error occurred」"
     assert bin_label("0.5 to 1.5", "en") == "0.5 to 1.5"
     assert bin_label("0.5 to 1.5", "ja") == "0.5～1.5"
+
+
+def test_a_long_reason_stands_as_it_is():
+    """To look for many fields in it would take minutes."""
+    long = "rollback: " * 1000
+
+    assert phrases.reason(long, "en") == long
+    assert phrases.reason(long, "ja") == f"「{long}」"

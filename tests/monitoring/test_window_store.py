@@ -2,13 +2,17 @@
 
 from typing import Any
 
+import numpy as np
 from sqlalchemy import event
 from sqlmodel import select
 
 from meguri_chassis.store import Database
+from meguri_contracts.spec import Monitor
 from meguri_monitoring.app import MIGRATIONS
 from meguri_monitoring.windows import store as window_store
+from meguri_monitoring.windows import windows
 from meguri_monitoring.windows.store import WindowRow
+from meguri_monitoring.windows.windows import Planner
 
 
 def test_windows_of_versions_that_served_for_a_short_while_are_forgotten_too(database_url, monkeypatch):
@@ -30,6 +34,24 @@ def test_windows_of_versions_that_served_for_a_short_while_are_forgotten_too(dat
     database.close()
     assert kept[0] == (1, 3)
     assert kept[1:] == [(version, number) for version in range(6, 11) for number in range(5)]
+
+
+def test_a_window_of_which_two_parts_came_in_one_group_of_messages_is_kept_once(database_url):
+    rule = Monitor(window_rows=50_000)
+    first = windows.plan(Planner(), 1, np.zeros(20_000, np.int64), rule)
+    second = windows.plan(first.planner, 2, np.zeros(30_000, np.int64), rule)
+    database = Database(database_url, MIGRATIONS)
+    database.migrate()
+    with database.write() as session:
+        kept = window_store.keep_windows(session, "m", 1, 0, [*first.windows, *second.windows])
+    with database.read() as session:
+        (row,) = session.exec(select(WindowRow)).all()
+        parts = window_store.parts_of(session, row.id or 0)
+    database.close()
+
+    assert [id_ for id_, _ in kept] == [row.id] * 2
+    assert [part.id for part in parts] == [id_ for _, ids in kept for id_ in ids]
+    assert (row.number, row.rows, row.parts, sum(part.rows for part in parts)) == (0, 50_000, len(parts), 50_000)
 
 
 def _window(version: int, number: int, episode: str | None) -> WindowRow:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from sqlmodel import Session
@@ -34,6 +34,8 @@ PAUSE_AT_MOST = 10.0
 """Seconds between tries to conclude while the log or the database is away."""
 LOOK_BACK = 4
 """How many times `rule.windows` windows are looked back at: such without a verdict may lie between those that count."""
+LOOK_AGAIN = timedelta(minutes=1)
+"""After which it is looked whether a spec says otherwise of silence: another replica may have heard that."""
 OF_A_WINDOW = (*OF_WINDOWS, "volume")
 """Kinds of episodes for which a window is evidence."""
 
@@ -146,7 +148,10 @@ class Concluder:
         """Conclude what there is. What fails of one model comes after all the others; the last of these errors is raised."""
         self._something.clear()
         failed: dict[str, Exception] = {}
-        while row := await self._database.change(partial(_first_that_speaks, but=failed)):
+        while await self._database.ask(partial(window_store.undecided, but=failed, limit=1)):
+            row = await self._database.change(partial(_first_that_speaks, but=failed))
+            if row is None:
+                continue
             try:
                 await self._conclude_from(row)
             except Exception as error:  # noqa: BLE001 - raised in the end
@@ -184,17 +189,17 @@ class Concluder:
         """Say that a model is silent, or no longer; and see when that has to be looked at again."""
         state, rule, last = await self._database.ask(partial(_standing, model))
         due = silence.due(last, rule) if last else None
+        now = datetime.now(UTC)
         if state.champion is None or last is None or due is None:
-            self._due.pop(model, None)
+            self._due[model] = now + LOOK_AGAIN
             self._note_calm(model, state.champion is not None and last is not None)
             return
-        now = datetime.now(UTC)
         self._note_calm(model, now < due)
         if (now >= due and await self._all_is_recorded(model, last)) or (now < due and state.open("silence")):
             look = silence.look(state.champion, last, rule, now)
             await self._carry_out(model, [look], derived_id(model, "silence", last.isoformat()), now)
         # One that is silent speaks again where it is recorded, which may be another replica.
-        self._due[model] = due if now < due else now + (due - last)
+        self._due[model] = min(due, now + LOOK_AGAIN) if now < due else now + (due - last)
 
     def _note_calm(self, model: str, calm: bool) -> None:
         (self._calm.add if calm else self._calm.discard)(model)
@@ -249,23 +254,21 @@ def inputs_moved(session: Session, model: str) -> bool | None:
 
 
 def _first_that_speaks(session: Session, but: Collection[str]) -> WindowRow | None:
-    """Return the first judged window from which something follows, or which is evidence; those before it say nothing.
-
-    Without the windows of some models.
+    """Return the first of the next judged windows from which something follows, or which is evidence; those before it say
+    nothing. Without the windows of some models.
     """
     known: dict[str, tuple[State, Monitor]] = {}
-    while rows := window_store.undecided(session, but=list(but)):
-        for row in rows:
-            if row.model not in known:
-                known[row.model] = store.state(session, row.model), store.rule(session, row.model)
-            try:
-                if not _is_quiet(row, *known[row.model], session):
-                    return row
-            except (MeguriError, ValueError):
-                # Whoever concludes from it meets that again, where it keeps no other model waiting.
+    for row in window_store.undecided(session, but):
+        if row.model not in known:
+            # After the windows: an episode that one of them rests on is known then.
+            known[row.model] = store.state(session, row.model), store.rule(session, row.model)
+        try:
+            if not _is_quiet(row, *known[row.model], session):
                 return row
-            window_store.mark_decided(session, row.id or 0)
-        session.flush()
+        except (MeguriError, ValueError):
+            # Whoever concludes from it meets that again, where it keeps no other model waiting.
+            return row
+        window_store.mark_decided(session, row.id or 0)
     return None
 
 

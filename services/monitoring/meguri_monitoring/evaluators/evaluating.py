@@ -8,7 +8,7 @@ two that do the same at once one is too late.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -150,9 +150,10 @@ class Evaluators:
         if trouble and trouble.failures >= TELL_AFTER:
             await self._tell(model, watch.evaluator, reason=trouble.reason)
         failures = trouble.failures if trouble else 0
-        failed = await self._follower.follow(model, watch, settled, failures, SIFT_AFTER)
+        tell = partial(self._tell_left_out, model, watch.evaluator)
+        await self._follower.follow(model, watch, settled, failures, sifting=failures >= SIFT_AFTER, tell=tell)
         await self._conclude(model, watch.evaluator)
-        await self._tell(model, watch.evaluator, failed=failed)
+        await self._tell(model, watch.evaluator)
 
     # --- rows into windows, windows into episodes
 
@@ -169,19 +170,33 @@ class Evaluators:
 
     # --- evaluators that fail
 
+    async def _tell_left_out(self, model: str, evaluator: str, at: int, failed: Mapping[str, str]) -> None:
+        await self._tell(model, evaluator, at=at, failed=failed)
+
     async def _tell(
-        self, model: str, evaluator: str, *, reason: str = "", failed: dict[str, str] | None = None, whole: bool = False
+        self,
+        model: str,
+        evaluator: str,
+        *,
+        reason: str = "",
+        at: int | None = None,
+        failed: Mapping[str, str] | None = None,
+        whole: bool | None = None,
     ) -> None:
-        """Begin, worsen or end the episode about an evaluator; `whole` if it was tried on all that is kept."""
-        state, at = await self._database.ask(lambda session: measure_store.standing(session, model, evaluator))
+        """Begin, worsen or end the episode about an evaluator.
+
+        `whole` says whether all that is kept was tried again, when somebody asked for that: it then does what it had left out.
+        Only what comes next shows whether one works that did not.
+        """
+        state, stands = await self._database.ask(lambda session: measure_store.standing(session, model, evaluator))
         episode = state.open("evaluator", evaluator)
         if state.champion is None:
             return
         if reason:
-            look = failing.does_not_work(state.champion, evaluator, at, reason)
+            look = failing.does_not_work(state.champion, evaluator, stands, reason)
         elif failed:
-            look = failing.leaves_out(state, evaluator, at, failed, all_=whole)
-        elif episode and (whole or not episode.score):
+            look = failing.leaves_out(state, evaluator, at or stands, failed, all_=whole or False)
+        elif episode and (whole if episode.score else whole is None):
             look = failing.works(state.champion, evaluator, episode)
         else:
             return

@@ -67,6 +67,8 @@ class Evaluation:
             given, left = sum(rows for rows, _ in lots), [rows for _, rows in lots if rows.height]
             written = sum(rows.height for rows in left)
             new = await asyncio.to_thread(put, self._to_keep(left, part.last, given - written)) if left else 0
+            ROWS.labels(self._model, self._name, "in").inc(given)
+            ROWS.labels(self._model, self._name, "written").inc(written)
             return Evaluated(given, given - written, new, failed)
 
     async def _lots(self, part: Part, *, sifting: bool) -> tuple[list[tuple[int, pl.DataFrame]], dict[str, str]]:
@@ -87,8 +89,6 @@ class Evaluation:
             if left.height != rows.height:
                 what = f"{rows.height} rows in, {left.height} rows written"
                 logger.error("evaluator %s of %s: %s", self._name, self._model, what)
-        ROWS.labels(self._model, self._name, "in").inc(rows.height)
-        ROWS.labels(self._model, self._name, "written").inc(left.height)
         return rows.height, left
 
     def _to_keep(self, lots: Sequence[pl.DataFrame], last: int, left_out: int) -> pl.DataFrame:

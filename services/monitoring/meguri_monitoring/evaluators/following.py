@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 FEWER = 1000
 """Rows that an evaluator is given at once after it has failed: one that is slow gets on, and less is done again."""
 
+Tell = Callable[[int, Mapping[str, str]], Awaitable[None]]
+"""Takes up to which sequence it goes on, and by id why each request is set aside."""
+
 
 class Follower:
     """Its own table says how far an evaluator has come, the database how far its rows are counted into windows."""
@@ -33,27 +37,27 @@ class Follower:
         self._plug_ins = plug_ins
         self._data_url = data_url
 
-    async def follow(self, model: str, watch: Watch, settled: int, failures: int, sift_after: int) -> dict[str, str]:
-        """Evaluate what is kept up to sequence `settled`; return the requests that were set aside, by id why.
+    async def follow(self, model: str, watch: Watch, settled: int, failures: int, *, sifting: bool, tell: Tell) -> None:
+        """Evaluate what is kept up to sequence `settled`; `tell` of requests that are set aside before it goes on without them.
 
-        An evaluator that failed before gets less at once, and after `sift_after` failures the requests that fail alone are set
-        aside. Raises PlugInFailed, and Invalid when the rows do not fit their table.
+        An evaluator that failed before gets less at once. When `sifting`, requests that fail alone are set aside.
+        Raises PlugInFailed, and Invalid when the rows do not fit their table.
         """
         max_rows = FEWER if failures else requests.MAX_ROWS
         evaluation = Evaluation(self._plug_ins, model, watch.evaluator)
         uri = measure_tables.table_uri(self._data_url, model, watch.evaluator)
-        failed: dict[str, str] = {}
         while True:
             stood, part = await asyncio.to_thread(self._next, model, watch, uri, settled, max_rows)
             if part is None:
-                return failed
+                return
             put = partial(measure_tables.append, uri, after=stood, last=part.last)
             try:
-                done = await evaluation.of(part, put, sifting=failures >= sift_after)
+                done = await evaluation.of(part, put, sifting=sifting)
             except TableBusy as error:
                 logger.info("another replica was faster: %s", error)
             else:
-                failed |= done.failed
+                if done.failed:
+                    await tell(part.last, done.failed)
                 await asyncio.to_thread(measure_windows.count, self._database, model, watch, uri, part.last)
 
     async def refill(

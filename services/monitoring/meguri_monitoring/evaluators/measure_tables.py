@@ -8,6 +8,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -53,11 +54,12 @@ def as_written(table_uri: str) -> pl.LazyFrame | None:
     """
     try:
         table = DeltaTable(table_uri)
-        refills = range(1, (table.transaction_version(_REFILLER) or 0) + 1)
-        befores = [DeltaTable(table_uri, version=_refilled_at(table_uri, nth, table.version()) - 1) for nth in refills]
     except TableNotFoundError:
         return None
-    except DeltaError as error:
+    try:
+        refills = range(1, (table.transaction_version(_REFILLER) or 0) + 1)
+        befores = [DeltaTable(table_uri, version=_refilled_at(table_uri, nth, table.version()) - 1) for nth in refills]
+    except (DeltaError, TableNotFoundError) as error:
         raise NotFound(f"{table_uri} was filled in later, and cannot be read as it was before: {error}") from error
     parts, after = [], 0
     for one in (*befores, table):
@@ -68,9 +70,15 @@ def as_written(table_uri: str) -> pl.LazyFrame | None:
 
 def _refilled_at(table_uri: str, nth: int, version: int) -> int:
     """Return the version of a table that its nth refill made."""
-    return bisect_left(
-        range(version + 1), nth, key=lambda one: DeltaTable(table_uri, version=one).transaction_version(_REFILLER) or 0
-    )
+    return bisect_left(range(version + 1), nth, key=partial(_refills, table_uri))
+
+
+def _refills(table_uri: str, version: int) -> int:
+    """How often a table was filled in by a version; 0 for one that is gone."""
+    try:
+        return DeltaTable(table_uri, version=version).transaction_version(_REFILLER) or 0
+    except (DeltaError, TableNotFoundError):
+        return 0
 
 
 def latest(rows: pl.LazyFrame, last: int) -> pl.DataFrame:

@@ -39,6 +39,11 @@ class Evaluator:
     write: Write
 
 
+def is_installed(name: str) -> bool:
+    """Whether there is an evaluator; nothing of it is imported."""
+    return bool(entry_points(group=GROUP, name=name))
+
+
 @cache
 def load(name: str) -> Evaluator:
     """Return an installed evaluator. Raises NotInstalled, and whatever its module raises when it is imported."""

@@ -60,6 +60,8 @@ class PlugIns:
     async def _do(self, name: str, work: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
         process = self._processes.get(name)
         if process is None:
+            if not plugins.is_installed(name):
+                raise PlugInFailed(str(plugins.NotInstalled(name)))
             process = self._processes[name] = WorkerProcess(self._home, f"evaluator-{name}", memory=self._memory)
         try:
             return await process.do(work, *arguments, seconds=self._seconds)

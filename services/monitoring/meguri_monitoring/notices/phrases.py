@@ -196,9 +196,13 @@ TOLD_TOO = ("why", "before", "now", "tried")
 """Fields that are reasons themselves."""
 
 
+LONGEST = 500
+"""Letters up to which a reason is looked for among the forms: those of many fields take long for long texts."""
+
+
 def reason(text: str, language: Language) -> str:
     """Tell a reason of the log. In Japanese the words of others stand in brackets."""
-    told = _told(text, REASONS, language)
+    told = _told(text, REASONS, language) if len(text) <= LONGEST else None
     if told is None:
         return text if language == "en" else f"「{text}」"
     return told

@@ -1,5 +1,6 @@
 """Adds predictions to the tables of their versions, and keeps these in good order."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _ALIKE = {"time", "model", "version", "producer", ENTITY, ROLE, SEQUENCE, "label
 """Columns with few values. To look for those in a column of measurements costs more than all the rest of an append."""
 
 Columns = dict[str, pl.DataType]
+
+logger = logging.getLogger(__name__)
 
 
 class TableBusy(TemporaryError):
@@ -123,8 +126,17 @@ def _rows(batches: Sequence[Batch], columns: Columns) -> tuple[pl.DataFrame, Col
 
 
 def tidy(table: DeltaTable, written_as: WriterProperties | None = None, *, unused_hours: int) -> None:
-    """Now and then put small files of a table together, and remove those that have not been of it for so many hours."""
-    version = table.version()
+    """Now and then put small files of a table together, and remove those that have not been of it for so many hours.
+
+    What another writer does at the same time is left to it.
+    """
+    try:
+        _tidy(table, table.version(), written_as, unused_hours)
+    except CommitFailedError as error:
+        logger.info("%s is tidied another time: %s", table.table_uri, error)
+
+
+def _tidy(table: DeltaTable, version: int, written_as: WriterProperties | None, unused_hours: int) -> None:
     if version % COMPACT_EVERY == 0:
         size = None if version % WHOLE_EVERY == 0 else COMPACTED
         table.optimize.compact(target_size=size, writer_properties=written_as)
@@ -138,7 +150,9 @@ def tidy(table: DeltaTable, written_as: WriterProperties | None = None, *, unuse
 
 
 def _forgets(unused_hours: int) -> dict[str, str]:
-    return {"delta.logRetentionDuration": f"interval {unused_hours} hours"}
+    kept = f"interval {unused_hours} hours"
+    # The second is of what checkpoints say of files that are gone.
+    return {"delta.logRetentionDuration": kept, "delta.deletedFileRetentionDuration": kept}
 
 
 def _mark(table: DeltaTable, version: int) -> tuple[int, int] | None:

@@ -185,8 +185,11 @@ def keep_windows(
     session: Session, model: str, version: int, rollout: int, windows: Sequence[Window]
 ) -> list[tuple[int, Sequence[int]]]:
     """Keep windows as planned; return of each the id and those of its new parts."""
-    rows = [_window(session, model, version, rollout, window) for window in windows]
-    session.add_all(rows)
+    rows: list[WindowRow] = []
+    for window in windows:
+        # At once: of a window with two parts in one group of messages the second must find the first.
+        rows.append(_window(session, model, version, rollout, window))
+        session.add(rows[-1])
     session.flush()
     parts = [
         [PartRow(window=row.id or 0, **asdict(part)) for part in window.parts]
