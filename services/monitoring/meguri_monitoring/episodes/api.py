@@ -83,7 +83,7 @@ def routes(service: Service) -> APIRouter:
 
 def _episodes(session: Session, rows: Sequence[episode_store.EpisodeRow]) -> list[dict[str, Any]]:
     """Episodes, with whom nobody could tell of them."""
-    failed = notice_store.not_told(session, [rows[0].episode] if len(rows) == 1 else None)
+    failed = notice_store.not_told(session, [row.episode for row in rows])
     return [
         _episode(row) | {"not_told": [one.model_dump(include=NOT_TOLD) for one in failed.get(row.episode, ())]}
         for row in rows

@@ -21,6 +21,9 @@ from meguri_monitoring.notices.wording import Language
 
 Moment = Literal["opened", "resolved"]
 
+AT_ONCE = 1000
+"""Episodes that a query names; databases have a limit."""
+
 
 class NotifyRow(SQLModel, table=True):
     """Who is to be told of a model's episodes, if anybody is."""
@@ -94,12 +97,13 @@ def notices(session: Session, episode: str) -> Sequence[NoticeRow]:
     return session.exec(select(NoticeRow).where(NoticeRow.episode == episode).order_by(col(NoticeRow.time))).all()
 
 
-def not_told(session: Session, episodes: Sequence[str] | None = None) -> Mapping[str, Sequence[NoticeRow]]:
-    """Return by episode the messages that were given up, oldest first; of all episodes without a choice."""
-    query = select(NoticeRow).where(NoticeRow.error != "").order_by(col(NoticeRow.time))
+def not_told(session: Session, episodes: Sequence[str]) -> Mapping[str, Sequence[NoticeRow]]:
+    """Return by episode the messages that were given up, oldest first."""
+    failed = select(NoticeRow).where(NoticeRow.error != "").order_by(col(NoticeRow.time))
     found: dict[str, list[NoticeRow]] = defaultdict(list)
-    for row in session.exec(query if episodes is None else query.where(col(NoticeRow.episode).in_(episodes))):
-        found[row.episode].append(row)
+    for some in range(0, len(episodes), AT_ONCE):
+        for row in session.exec(failed.where(col(NoticeRow.episode).in_(episodes[some : some + AT_ONCE]))):
+            found[row.episode].append(row)
     return found
 
 

@@ -66,6 +66,8 @@ class Performance:
         plan, rule = await self._database.ask(lambda session: (store.plan(session, model), store.rule(session, model)))
         if plan is None or rule.performance is None:
             return
+        for version in [one for name, one in self._followed if name == model and one not in plan.versions]:
+            del self._followed[model, version]
         for version in plan.versions:
             followed = await asyncio.to_thread(self._follow, model, version, rule.performance)
             if followed is not None:

@@ -175,7 +175,7 @@ def tell_days(session: Session, model: str, since: datetime, until: datetime, sc
         versions={version: sum(parts) for version, parts in answered.items() if any(parts)},
         happened=_happened(
             session, language, col(JournalEntry.kind).in_(TOLD), JournalEntry.key == model, JournalEntry.time >= since
-        )[-MOST:],
+        ),
     )
 
 
@@ -262,12 +262,12 @@ def _quality(session: Session, model: str, since: datetime, until: datetime) -> 
 
 
 def _happened(session: Session, language: Language, *conditions: Any) -> list[Happened]:
-    """Tell events of the log, in its order."""
+    """Tell events of the log, the latest `MOST` in its order."""
     query = select(JournalEntry).where(*conditions, col(JournalEntry.applied))
-    entries = session.exec(query.order_by(col(JournalEntry.sequence))).all()
+    latest = session.exec(query.order_by(col(JournalEntry.sequence).desc()).limit(MOST)).all()
     return [
         Happened(message.time, message.kind, timeline.sentence(message.event, language), _trace(message))
-        for message in map(as_message, entries)
+        for message in map(as_message, reversed(latest))
     ]
 
 
