@@ -188,7 +188,7 @@ async def test_the_subject_of_an_episode_about_columns_is_the_column_that_came_w
 
     await until(listed, "the episode")
     page = (await monitoring.http.get(f"/episodes/{refused.episode}/report?format=html")).text
-    assert f"“{column}”" in page
+    assert f"data that does not fit ({column})" in page
 
 
 async def test_where_a_table_has_the_column_otherwise_that_is_the_subject(monitoring):

@@ -114,7 +114,7 @@ async def test_a_canary_whose_answers_become_worse_has_an_episode_of_its_own_and
         assert degraded.text.startswith("version 2, the canary: ")
         episode = await until(lambda: known(monitoring, degraded.episode), "the episode")
         assert (episode["version"], episode["role"], episode["subject"]) == (2, "canary", "accuracy")
-        assert "the champion answers everything again" in episode["timeline"][0]["text"]
+        assert "the main model answers everything again" in episode["timeline"][0]["text"]
         await rolled_out(monitoring, 1)
         (resolved,) = await monitoring.said(EpisodeResolved)
         assert (resolved.version, resolved.reason) == (2, "version 2 no longer answers, version 1 serves")

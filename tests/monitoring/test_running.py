@@ -63,7 +63,7 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 async def plug_ins(tmp_path: Path) -> AsyncIterator[PlugIns]:
     home = Home("monitoring", "replica-1", tmp_path, "INFO")
-    async with PlugIns(home, seconds=10, memory=1024 * MIB).open() as plug_ins:
+    async with PlugIns(home, seconds=10, memory=2048 * MIB).open() as plug_ins:
         yield plug_ins
 
 
@@ -75,7 +75,7 @@ async def plug_ins(tmp_path: Path) -> AsyncIterator[PlugIns]:
         ("ends itself", "its process died"),
         ("exits", "SystemExit: 3"),
         ("raises what cannot be sent", r"Unspeakable"),
-        ("takes all memory", r"MemoryError.*it may use 1,024 MiB, more is MEGURI_MONITORING_EVALUATOR_MEMORY"),
+        ("takes all memory", r"MemoryError.*it may use 2,048 MiB, more is MEGURI_MONITORING_EVALUATOR_MEMORY"),
         ("gives no table", "^evaluator 'odd' returned a int and not a polars.DataFrame"),
     ],
 )
@@ -96,7 +96,7 @@ async def test_whatever_a_plug_in_does_is_a_failure_with_a_reason_and_then_it_wo
 
 async def test_processes_of_plug_ins_end_with_the_service_and_rows_are_what_they_were(tmp_path, order):
     home = Home("monitoring", "replica-1", tmp_path, "INFO")
-    async with PlugIns(home, seconds=60, memory=1024 * MIB).open() as plug_ins:
+    async with PlugIns(home, seconds=60, memory=2048 * MIB).open() as plug_ins:
         rows = await plug_ins.evaluated("odd", PREDICTIONS)
         assert rows is not None
         assert (await plug_ins.written("odd", rows)).equals(rows)
