@@ -16,6 +16,7 @@ import pytest
 from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import AnomalyDetected, EpisodeResolved, Event, MeasuresRefilled
 from meguri_contracts.spec import ModelSpec, Watch
+from meguri_monitoring.evaluators import evaluating as evaluating_module
 from meguri_monitoring.evaluators import following, measure_tables
 from meguri_monitoring.evaluators.evaluation import Evaluated
 from meguri_monitoring.evaluators.following import Follower
@@ -53,6 +54,12 @@ def write(rows):
     return rows.filter(pl.col("size") <= int(switch.read_text())) if switch.exists() else rows
 """
 ENTRY_POINTS = "[meguri.evaluators]\nsizes = sizes_plugin:evaluate\n[meguri.writers]\nsizes = sizes_plugin:write\n"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is tried again soon."""
+    monkeypatch.setattr(evaluating_module, "EVERY", 0.2)
 
 
 @pytest.fixture
@@ -211,7 +218,7 @@ async def test_a_replica_that_is_killed_again_and_again_evaluates_each_request_o
         with replica.living():
             await until(replica.ready, "readiness")
             await watch(monitoring)
-        for _ in range(3):
+        for _ in range(2):
             with replica.living():
                 await until(replica.ready, "readiness")
                 requests = [request(monitoring, chance.randint(1, 5)) for _ in range(20)]
@@ -274,6 +281,7 @@ def test_rows_that_were_made_in_lots_are_written_in_their_order(tmp_path):
     assert pl.read_delta(f"{tmp_path}/table")["key"].to_list() == [str(n) for n in range(20)]
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(broker, tmp_path, plugin, capsys):
     install_other(plugin)
     (plugin / "broken").touch()
@@ -291,6 +299,7 @@ async def test_an_evaluator_that_raises_is_tried_again_and_stops_no_other(broker
         await until(lambda: not_warned(monitoring), "the warning gone")
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.timeout(300)
 async def test_an_evaluator_that_never_comes_back_stops_no_other_and_goes_on_once_it_is_put_right(
     broker, tmp_path, plugin, monkeypatch
@@ -315,6 +324,7 @@ async def test_an_evaluator_that_never_comes_back_stops_no_other_and_goes_on_onc
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("impatient")
 async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_and_a_replay_takes_it_in(
     broker, tmp_path, plugin
 ):
@@ -340,6 +350,7 @@ async def test_a_request_that_crashes_an_evaluator_is_set_aside_with_the_reason_
         assert ended.episode == opened.episode
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_evaluator_does_not_work_again_because_what_it_did_before_can_be_done_again(broker, tmp_path, plugin):
     async with evaluating(broker, tmp_path) as monitoring:
         (first, one), (_, bad) = request(monitoring), request(monitoring, size=13)

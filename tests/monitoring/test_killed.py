@@ -19,7 +19,7 @@ from tests.monitoring.conftest import Monitoring, message, values
 from tests.monitoring.test_quality import label, measured, sums
 from tests.services import name, wire
 
-KILLS = 4
+KILLS = 3
 ROWS = 25
 
 

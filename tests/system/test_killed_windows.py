@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("MEGURI_KILLS", "6"))
 """One for each window. A restart takes its time: MEGURI_KILLS=20 is for those who have it."""
 MOVED = range(KILLS * 2 // 5, KILLS * 13 // 20 + 1)
 """Windows in which one producer's rows are moved: what follows must be the same, too."""
-LARGE, LARGE_WINDOWS = 45_000, 2
+LARGE, LARGE_WINDOWS = 45_000, 1
 """Rows of a window of three parts, in which each producer has far more than profiles keep one by one."""
 OF_SKETCHES = ("ks", "p_value", "score", "wasserstein")
 """What is estimated of such a window, but for the scores of columns that are judged by their counts alone."""
