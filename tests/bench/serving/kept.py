@@ -30,7 +30,7 @@ from tests.bench.serving.setting import Setting
 
 AT_A_TIME = 5000
 """Rows of a request."""
-TIMES = 160
+TIMES = 80
 WINDOW_ROWS = 10_000
 """Of a window: so many predictions a second are no reason for a verdict on each five hundred."""
 PATIENCE = 60.0
