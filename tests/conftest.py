@@ -28,6 +28,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
     return Sharing(config, log)
 
 
+class SayingAtOnce:
+    """Says what fails when it does: a run that is cut short never comes to its summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\n{report.when} of {report.nodeid} failed")
+            self._terminal.write_line(report.longreprtext)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") and (terminal := config.pluginmanager.getplugin("terminalreporter")):
+        config.pluginmanager.register(SayingAtOnce(terminal))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole systems first: what takes longest must not be what everybody waits for in the end."""
     items.sort(key=lambda item: "system" not in item.path.parts)
