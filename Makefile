@@ -23,7 +23,7 @@ run: setup ## Start a broker and all services, play the story on real data, go o
 	@$(RUN) -m infra.local.run $(if $(ONCE),--once) $(if $(BARE),--bare)
 
 test: setup ## Run all tests
-	@.venv/bin/pytest -n logical --maxprocesses 4 $(ARGS)
+	@.venv/bin/pytest -n auto $(ARGS)
 
 check: setup ## Check format, lint, imports and types
 	@.venv/bin/ruff format --check .

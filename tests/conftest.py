@@ -24,6 +24,12 @@ PATIENCE = 100.0
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a third of the time tests wait. Too many, and what should be prompt is not."""
+    return min(4, 1 + (os.cpu_count() or 1))
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
     return Sharing(config, log)
 

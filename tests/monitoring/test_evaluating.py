@@ -207,6 +207,7 @@ async def counted(monitoring: Monitoring, rows: int) -> bool:
     return state["baseline_rows"] == rows
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_a_replica_that_is_killed_again_and_again_evaluates_each_request_once(
     broker, tmp_path, plugin, database_url
 ):

@@ -62,6 +62,7 @@ def replica(broker: Broker, tmp_path: Path, database_url: str) -> Replica:
     return Replica(broker, tmp_path, database_url)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_replica_that_is_killed_again_and_again_counts_each_label_once(replica, broker, tmp_path):
     chance = random.Random(7)
     async with wire(broker) as beside, httpx.AsyncClient(base_url=replica.url) as http:

@@ -68,6 +68,7 @@ class Pair:
         self._living[nth].enter_context(self._replicas[nth].living())
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_windows_are_the_same_whoever_is_killed_in_them(broker, tmp_path, database_url):
     for name in ("disturbed", "calm", "calm-nats"):
         (tmp_path / name).mkdir()
