@@ -31,7 +31,7 @@ from meguri_contracts.events import (
 from meguri_contracts.spec import CanaryPolicy, ModelSpec, TrialPolicy
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, PREDICTION_PREFIX, PREDICTIONS
 from meguri_monitoring.app import build
-from meguri_monitoring.predictions.recording import NAME
+from meguri_monitoring.recording import NAME
 from meguri_monitoring.settings import Settings
 from tests.conftest import Broker, until
 from tests.services import Wire, name, running, wire

@@ -9,8 +9,8 @@ import numpy as np
 from meguri_contracts.events import EpisodeAcknowledged, EpisodeResolved, Event, NoticeSent, TrainingPostponed, Window
 from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.episodes import timeline
-from meguri_monitoring.notices.wording import Language
 from meguri_monitoring.reports.story import Amount, Days, Happened, Looked, Story, compared
+from meguri_monitoring.wording.wording import Language
 from tests.monitoring.episodes_of import TRACE, opening
 
 BEGAN = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

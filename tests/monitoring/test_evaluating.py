@@ -468,5 +468,12 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 async def replay(monitoring: Monitoring) -> dict[str, Any]:
+    """Have evaluated again what is in the table, once that is counted: what is not yet would be left alone."""
+
+    async def all_is_counted() -> bool:
+        state = (await monitoring.http.get(f"/models/{monitoring.model}/evaluators/sizes")).json()
+        return state["sequence"] >= (table(monitoring)["_sequence"].max() or 0)
+
+    await until(all_is_counted, "all rows counted")
     url = f"/models/{monitoring.model}/evaluators/sizes/replay"
     return (await monitoring.http.post(url, headers={"Meguri-Actor": "ada"})).raise_for_status().json()

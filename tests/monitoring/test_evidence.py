@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from meguri_chassis.profiles import profile_of
+from meguri_monitoring.profiles.profiling import by_producer
 from meguri_monitoring.verdicts.evidence import evidence
 from meguri_monitoring.verdicts.judging import judge
-from meguri_monitoring.windows.profiling import by_producer
 from tests.monitoring.test_judging import OF_B, REFERENCE, RULE, WINDOW, changed, rows
 
 

@@ -10,8 +10,8 @@ import pytest
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts import events
 from meguri_contracts.spec import Method, Monitor
+from meguri_monitoring.profiles.profiling import by_producer
 from meguri_monitoring.verdicts.judging import Judged, judge
-from meguri_monitoring.windows.profiling import by_producer
 from tests.monitoring.evidently_verdicts.cases import Case, Column, cases
 
 THEIRS = json.loads((Path(__file__).parent / "evidently_verdicts/verdicts.json").read_text())

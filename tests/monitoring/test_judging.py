@@ -5,8 +5,8 @@ import pytest
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts import events
 from meguri_contracts.spec import Method, Monitor
+from meguri_monitoring.profiles.profiling import by_producer, merged
 from meguri_monitoring.verdicts.judging import Judged, judge
-from meguri_monitoring.windows.profiling import by_producer, merged
 
 NUMBERS = ["spend", "age", "visits"]
 PLANS = np.array(["basic", "plus", "pro", ""])

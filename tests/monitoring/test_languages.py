@@ -21,14 +21,14 @@ from meguri_contracts.events import (
     TrainingPostponed,
 )
 from meguri_contracts.spec import EpisodeKind
-from meguri_monitoring.episodes import sentences, timeline
+from meguri_monitoring.episodes import sentences, telling, timeline
 from meguri_monitoring.episodes.episodes import CHANGED
-from meguri_monitoring.notices import phrases, telling
-from meguri_monitoring.notices.phrases import BINS, REASONS, bin_label, reason
-from meguri_monitoring.notices.telling import Links
-from meguri_monitoring.notices.wording import LANGUAGES, Language
+from meguri_monitoring.episodes.telling import Links
 from meguri_monitoring.reports import pages
 from meguri_monitoring.reports.pages import Look
+from meguri_monitoring.wording import phrases
+from meguri_monitoring.wording.phrases import BINS, REASONS, bin_label, reason
+from meguri_monitoring.wording.wording import LANGUAGES, Language
 from tests.conftest import ROOT
 from tests.monitoring.episodes_of import KINDS, TRACE, opening
 from tests.monitoring.stories import BEGAN, story, week

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from meguri_monitoring.notices.wording import LANGUAGES
 from meguri_monitoring.reports import drawing, pages
 from meguri_monitoring.reports.pages import Look
 from meguri_monitoring.reports.story import Amount, Part
+from meguri_monitoring.wording.wording import LANGUAGES
 from tests.monitoring.episodes_of import KINDS, TRACE
 from tests.monitoring.stories import BEGAN, story, week
 

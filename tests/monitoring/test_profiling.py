@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from meguri_chassis.profiles import profile_of
 from meguri_contracts.errors import Invalid, Malformed
-from meguri_monitoring.windows.profiling import (
+from meguri_monitoring.profiles.profiling import (
     MAX_PRODUCERS,
     OTHERS,
     SAMPLES,

@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
+from meguri_monitoring.episodes.telling import Words
 from meguri_monitoring.notices.sending import NotDelivered, Unusable, deliver, expanded, targets
-from meguri_monitoring.notices.telling import Words
 from tests.conftest import free_port
 from tests.monitoring.sinks import mail_server, web_server
 

@@ -2,9 +2,9 @@
 
 from meguri_contracts.events import RolloutChanged
 from meguri_contracts.topology import WINDOWS
-from meguri_monitoring.predictions.recording import tasks_of
 from meguri_monitoring.windows import sweeping
 from meguri_monitoring.windows.counting import Counter
+from meguri_monitoring.windows.planning import tasks_of
 from meguri_monitoring.windows.store import WindowRow
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, message, values

@@ -3,9 +3,9 @@ from string import Formatter
 
 import pytest
 
-from meguri_monitoring.notices import telling
-from meguri_monitoring.notices.telling import Links
-from meguri_monitoring.notices.wording import LANGUAGES, TEXTS, duration, percent
+from meguri_monitoring.episodes import telling
+from meguri_monitoring.episodes.telling import Links
+from meguri_monitoring.wording.wording import LANGUAGES, TEXTS, duration, percent
 from tests.monitoring.episodes_of import KINDS, opening
 
 BEGAN = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

@@ -17,6 +17,7 @@ from meguri_contracts.errors import NotFound
 from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import store
 from meguri_monitoring.episodes import api as episode_api
+from meguri_monitoring.notices import store as notice_store
 from meguri_monitoring.predictions import predictions, recorded, shadows, tables
 from meguri_monitoring.predictions.predictions import VERSIONS
 from meguri_monitoring.quality import showing
@@ -35,7 +36,7 @@ Version = Annotated[int, Field(ge=VERSIONS[0], le=VERSIONS[1])]
 def routes(service: Service, scorer: Scorer) -> APIRouter:
     """Return the routes of monitoring."""
     router = APIRouter(tags=["monitoring"])
-    router.include_router(episode_api.routes(service))
+    router.include_router(episode_api.routes(service, notice_store.not_told))
     database = service.database
     assert database is not None
     reading = asyncio.Semaphore(1)

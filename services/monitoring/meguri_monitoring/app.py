@@ -32,15 +32,15 @@ from meguri_monitoring.evaluators.running import PlugIns
 from meguri_monitoring.notices import api as notice_api
 from meguri_monitoring.notices.notifying import Notifier
 from meguri_monitoring.predictions.recent import Recent
-from meguri_monitoring.predictions.recording import NAME, Hooks, Recorder
-from meguri_monitoring.quality.handlers import Measurer
+from meguri_monitoring.profiles.references import References
+from meguri_monitoring.quality.measuring import Measurer
 from meguri_monitoring.quality.performing import Performance
 from meguri_monitoring.quality.scoring import Scorer
+from meguri_monitoring.recording import NAME, Hooks, Recorder
 from meguri_monitoring.reports import api as reporting
 from meguri_monitoring.settings import Settings
 from meguri_monitoring.whatif import api as whatif_api
 from meguri_monitoring.windows.counting import Counter
-from meguri_monitoring.windows.references import References
 from meguri_monitoring.windows.sweeping import Sweeper
 
 NOTICES_TOGETHER = 8

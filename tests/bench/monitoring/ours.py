@@ -6,10 +6,10 @@ import polars.selectors as cs
 from meguri_chassis.profiles import Profile, profile_of
 from meguri_contracts.events import Window
 from meguri_contracts.spec import Monitor
+from meguri_monitoring.profiles import profiling
+from meguri_monitoring.profiles.profiling import Share
 from meguri_monitoring.verdicts import judging
 from meguri_monitoring.verdicts.judging import Judged
-from meguri_monitoring.windows import profiling
-from meguri_monitoring.windows.profiling import Share
 
 DEFAULT = Monitor()
 COMPATIBLE = Monitor(rule="evidently")

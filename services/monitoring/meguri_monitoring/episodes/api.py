@@ -1,12 +1,13 @@
 """HTTP in, HTTP out: episodes, what happened in them, what they rest on; and that somebody has seen one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, Header
 from pydantic import BaseModel, Field
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from meguri_chassis.projection import recorded_of
 from meguri_chassis.service import Service
@@ -17,13 +18,14 @@ from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring import store
 from meguri_monitoring.episodes import episodes
 from meguri_monitoring.episodes import store as episode_store
-from meguri_monitoring.notices import store as notice_store
 
 NOT_TOLD = {"moment", "target", "error"}
 """What is shown of a message that was given up."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Actor = Annotated[str, Header(alias="Meguri-Actor", max_length=128)]
+NotTold = Callable[[Session, Sequence[str]], Mapping[str, Sequence[SQLModel]]]
+"""Returns by episode the messages about it that were given up."""
 
 
 class Note(BaseModel):
@@ -32,12 +34,13 @@ class Note(BaseModel):
     note: str = Field(default="", max_length=1000)
 
 
-def routes(service: Service) -> APIRouter:
+def routes(service: Service, not_told: NotTold) -> APIRouter:
     """Return the routes of episodes."""
     router = APIRouter(tags=["episodes"])
     database, decider = service.database, service.decider
     assert database is not None
     assert decider is not None
+    shown = partial(_episodes, not_told=not_told)
 
     @router.get("/episodes")
     def list_episodes(
@@ -47,7 +50,7 @@ def routes(service: Service) -> APIRouter:
         with database.read() as session:
             if model is not None:
                 store.require_known(session, model)
-            return _episodes(session, episode_store.found(session, model, open, about))
+            return shown(session, episode_store.found(session, model, open, about))
 
     @router.get("/episodes/{episode}")
     def get_episode(episode: str) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def routes(service: Service) -> APIRouter:
         with database.read() as session:
             row = episode_store.episode(session, episode)
             windows = episode_store.evidence(session, episode)
-            return _episodes(session, [row])[0] | {
+            return shown(session, [row])[0] | {
                 "timeline": [_line(line) for line in episode_store.lines(session, episode)],
                 "evidence": [one.judged | {"evidence": one.evidence} for one in windows],
             }
@@ -76,14 +79,14 @@ def routes(service: Service) -> APIRouter:
         command = key or str(uuid4())
         await decider.carry_out(decide, cause=command, journey=command)
         await decider.settled()
-        return await database.ask(lambda session: _episodes(session, [episode_store.episode(session, episode)])[0])
+        return await database.ask(lambda session: shown(session, [episode_store.episode(session, episode)])[0])
 
     return router
 
 
-def _episodes(session: Session, rows: Sequence[episode_store.EpisodeRow]) -> list[dict[str, Any]]:
+def _episodes(session: Session, rows: Sequence[episode_store.EpisodeRow], not_told: NotTold) -> list[dict[str, Any]]:
     """Episodes, with whom nobody could tell of them."""
-    failed = notice_store.not_told(session, [row.episode for row in rows])
+    failed = not_told(session, [row.episode for row in rows])
     return [
         _episode(row) | {"not_told": [one.model_dump(include=NOT_TOLD) for one in failed.get(row.episode, ())]}
         for row in rows

@@ -21,10 +21,10 @@ from meguri_contracts.events import (
     TrainingPostponed,
     TrainingStarted,
 )
+from meguri_monitoring.episodes import telling
 from meguri_monitoring.episodes.looks import Opening
-from meguri_monitoring.notices import telling
-from meguri_monitoring.notices.phrases import reason
-from meguri_monitoring.notices.wording import Language, amount, number, say, sentences, took
+from meguri_monitoring.wording.phrases import reason
+from meguri_monitoring.wording.wording import Language, amount, number, say, sentences, took
 
 HEARS = (
     DriftDetected,

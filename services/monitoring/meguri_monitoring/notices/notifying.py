@@ -22,14 +22,15 @@ from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database
 from meguri_contracts.errors import MeguriError, PermanentError, TemporaryError
 from meguri_contracts.events import OPENINGS, EpisodeResolved, Event, NoticeFailed, NoticeSent
+from meguri_monitoring.episodes import telling
 from meguri_monitoring.episodes.looks import Opening
-from meguri_monitoring.notices import sending, telling
+from meguri_monitoring.episodes.telling import Links, Words
+from meguri_monitoring.notices import sending
 from meguri_monitoring.notices import store as notice_store
 from meguri_monitoring.notices.sending import NotDelivered, Target, Unusable
 from meguri_monitoring.notices.store import Began, Moment
-from meguri_monitoring.notices.telling import Links, Words
-from meguri_monitoring.notices.wording import Language, say
 from meguri_monitoring.settings import Settings
+from meguri_monitoring.wording.wording import Language, say
 
 logger = logging.getLogger(__name__)
 

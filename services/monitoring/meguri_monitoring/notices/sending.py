@@ -12,7 +12,7 @@ from apprise import Apprise, AppriseAsset, NotifyBase, NotifyFormat
 
 from meguri_contracts.errors import PermanentError, TemporaryError
 from meguri_contracts.spec import NOTIFY_PREFIX, NOTIFY_VARIABLE
-from meguri_monitoring.notices.telling import Words
+from meguri_monitoring.episodes.telling import Words
 
 SEND_TIMEOUT = 60.0
 """Seconds for one try."""

@@ -14,10 +14,10 @@ from meguri_chassis.store import BIG, Parked, utc
 from meguri_contracts.events import EpisodeResolved, NoticeFailed, NoticeSent
 from meguri_contracts.spec import Notify
 from meguri_contracts.topology import MONITORING_NOTICES
+from meguri_monitoring.episodes import telling
 from meguri_monitoring.episodes.looks import Opening
 from meguri_monitoring.episodes.store import EpisodeRow
-from meguri_monitoring.notices import telling
-from meguri_monitoring.notices.wording import Language
+from meguri_monitoring.wording.wording import Language
 
 Moment = Literal["opened", "resolved"]
 

@@ -19,8 +19,8 @@ from meguri_contracts.errors import PermanentError, TemporaryError
 from meguri_contracts.events import Artifact, LabelsArrived
 from meguri_monitoring import store
 from meguri_monitoring.quality import slicing
-from meguri_monitoring.quality.handlers import Measurer
 from meguri_monitoring.quality.joining import Joiner, Limits
+from meguri_monitoring.quality.measuring import Measurer
 from meguri_monitoring.quality.performing import Performance
 
 logger = logging.getLogger(__name__)

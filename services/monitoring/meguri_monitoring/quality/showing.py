@@ -12,8 +12,8 @@ from meguri_contracts.spec import Task
 from meguri_monitoring import store
 from meguri_monitoring.quality import label_store, quality, slicing
 from meguri_monitoring.quality import store as score_store
-from meguri_monitoring.quality.handlers import since_plan
 from meguri_monitoring.quality.joining import Limits
+from meguri_monitoring.quality.measuring import since_plan
 from meguri_monitoring.quality.quality import Sums
 from meguri_monitoring.quality.store import PRODUCER, Range
 

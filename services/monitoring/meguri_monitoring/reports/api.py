@@ -20,12 +20,10 @@ from meguri_contracts.events import NoticeFailed, NoticeSent, PerformanceDegrade
 from meguri_contracts.names import NAME_PATTERN
 from meguri_monitoring import store
 from meguri_monitoring.episodes import store as episode_store
-from meguri_monitoring.episodes import timeline
+from meguri_monitoring.episodes import telling, timeline
 from meguri_monitoring.episodes.looks import Opening
 from meguri_monitoring.episodes.store import EpisodeRow, EvidenceRow
 from meguri_monitoring.evaluators import store as measure_store
-from meguri_monitoring.notices import telling
-from meguri_monitoring.notices.wording import Language
 from meguri_monitoring.predictions import tables
 from meguri_monitoring.quality.store import ScoredRow
 from meguri_monitoring.reports import pages, story
@@ -34,6 +32,7 @@ from meguri_monitoring.reports.story import Amount, Compared, Days, Happened, St
 from meguri_monitoring.settings import Settings
 from meguri_monitoring.verdicts.judging import Judged
 from meguri_monitoring.windows import store as window_store
+from meguri_monitoring.wording.wording import Language
 
 SPANS = 28
 """Parts into which the days of a report are cut: six hours of a week."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite, log10
 
-from meguri_monitoring.notices.wording import number
+from meguri_monitoring.wording.wording import number
 
 LABELS, LONG_LABELS, LONG = 6, 3, 8
 """Texts below a chart at most; of a histogram those that are longer than so many letters."""

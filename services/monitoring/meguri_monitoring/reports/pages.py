@@ -11,9 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meguri_contracts.events import AnomalyDetected, DriftDetected, Window
 from meguri_contracts.spec import EpisodeKind
-from meguri_monitoring.notices import telling
-from meguri_monitoring.notices.phrases import bin_label
-from meguri_monitoring.notices.wording import (
+from meguri_monitoring.episodes import telling
+from meguri_monitoring.reports import drawing
+from meguri_monitoring.reports.story import Amount, Compared, Days, Story
+from meguri_monitoring.wording.phrases import bin_label
+from meguri_monitoring.wording.wording import (
     LANGUAGES,
     Language,
     amount,
@@ -24,8 +26,6 @@ from meguri_monitoring.notices.wording import (
     say,
     sentences,
 )
-from meguri_monitoring.reports import drawing
-from meguri_monitoring.reports.story import Amount, Compared, Days, Story
 
 SOME_MINUTES, A_DAY, SOME_DAYS = timedelta(minutes=10), timedelta(hours=20), timedelta(days=5)
 """Below these a chart's times have seconds, no date, or a date and a time; else only a date."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from meguri_chassis.profiles import CategoricalProfile, ColumnProfile, NumericProfile, Profile
+from meguri_monitoring.profiles.profiling import Share, together
 from meguri_monitoring.verdicts import distances
 from meguri_monitoring.verdicts.findings import Finding
 from meguri_monitoring.verdicts.judging import DISTANCES, NAMED, Judged, columns_of, contributions
-from meguri_monitoring.windows.profiling import Share, together
 
 CATEGORIES = 20
 """Categories that are shown by themselves, the most frequent ones; as many that the reference does not have."""

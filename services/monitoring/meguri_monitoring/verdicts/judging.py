@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from meguri_chassis.profiles import ColumnProfile, Profile
 from meguri_contracts import events
 from meguri_contracts.spec import EpisodeKind, Monitor, expand
+from meguri_monitoring.profiles.profiling import Share, together
 from meguri_monitoring.verdicts import blaming, drift, evidently, gaps
 from meguri_monitoring.verdicts.findings import Culprit, Finding
-from meguri_monitoring.windows.profiling import Share, together
 
 __all__ = ["DISTANCES", "NAMED", "Culprit", "Finding", "Judged", "columns_of", "contributions", "judge"]
 

@@ -10,11 +10,11 @@ from meguri_chassis.profiles import Profile
 from meguri_chassis.service import Service
 from meguri_contracts.errors import Busy, NotFound
 from meguri_monitoring.predictions.predictions import VERSIONS
+from meguri_monitoring.profiles.references import References
 from meguri_monitoring.whatif import store as whatif_store
 from meguri_monitoring.whatif import whatif
 from meguri_monitoring.whatif.pace import Pace
 from meguri_monitoring.whatif.whatif import Question
-from meguri_monitoring.windows.references import References
 
 WAITING = 4
 """Questions that may wait for their turn, beside the one that is computed."""

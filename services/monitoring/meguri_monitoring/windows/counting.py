@@ -23,14 +23,14 @@ from meguri_monitoring import store
 from meguri_monitoring.predictions import tables
 from meguri_monitoring.predictions.predictions import SEQUENCE
 from meguri_monitoring.predictions.recent import Recent
-from meguri_monitoring.predictions.recording import Task
+from meguri_monitoring.profiles import profiling
+from meguri_monitoring.profiles.profiling import Share
+from meguri_monitoring.profiles.references import References
 from meguri_monitoring.verdicts import judging
 from meguri_monitoring.verdicts.evidence import evidence
 from meguri_monitoring.verdicts.judging import Judged
-from meguri_monitoring.windows import profiling
 from meguri_monitoring.windows import store as window_store
-from meguri_monitoring.windows.profiling import Share
-from meguri_monitoring.windows.references import References
+from meguri_monitoring.windows.planning import Task
 from meguri_monitoring.windows.store import PartRow, WindowRow
 from meguri_monitoring.windows.windows import SECOND, Part
 

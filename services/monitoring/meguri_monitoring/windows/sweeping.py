@@ -10,8 +10,8 @@ from meguri_chassis.store import Database
 from meguri_chassis.work import WorkQueue
 from meguri_contracts.errors import MeguriError
 from meguri_contracts.topology import WINDOW_PREFIX
-from meguri_monitoring.predictions.recording import tasks_of
 from meguri_monitoring.windows import store as window_store
+from meguri_monitoring.windows.planning import tasks_of
 
 logger = logging.getLogger(__name__)
 

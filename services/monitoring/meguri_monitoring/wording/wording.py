@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from meguri_contracts.spec import EpisodeKind
-from meguri_monitoring.notices.page_texts import PAGE
-from meguri_monitoring.notices.timeline_texts import TIMELINE
+from meguri_monitoring.wording.page_texts import PAGE
+from meguri_monitoring.wording.timeline_texts import TIMELINE
 
 Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")

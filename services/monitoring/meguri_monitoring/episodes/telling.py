@@ -10,8 +10,8 @@ from meguri_contracts.events import OPENINGS, AnomalyDetected, DriftDetected, Pe
 from meguri_contracts.spec import EpisodeKind
 from meguri_monitoring.episodes.looks import Opening
 from meguri_monitoring.episodes.sentences import replaced_by
-from meguri_monitoring.notices import phrases
-from meguri_monitoring.notices.wording import Language, duration, moment, number, percent, say, sentences
+from meguri_monitoring.wording import phrases
+from meguri_monitoring.wording.wording import Language, duration, moment, number, percent, say, sentences
 
 LEVELS = ((0.25, "slight"), (0.5, "moderate"), (1.0, "strong"))
 """Distances up to which a change is called so; beyond these it is very strong."""

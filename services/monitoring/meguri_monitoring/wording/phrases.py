@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-from meguri_monitoring.notices.wording import LANGUAGES, Language
+from meguri_monitoring.wording.wording import LANGUAGES, Language
 
 REASONS: dict[str, tuple[str, str]] = {
     # --- why an episode ended

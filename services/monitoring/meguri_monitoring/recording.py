@@ -1,10 +1,9 @@
-"""Predictions into tables, and windows planned: the first half of what becomes of them.
+"""Predictions into tables, and their windows planned: the first half of what becomes of them.
 
 One replica at a time follows the stream, in order. What it plans is counted by all of them.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Protocol
 
 import polars as pl
 from nats.aio.msg import Msg
-from sqlmodel import Session
 
 from meguri_chassis import telemetry
 from meguri_chassis.dead_letters import DeadLetters, Undeliverable
@@ -33,54 +31,24 @@ from meguri_contracts.topology import WINDOW_PREFIX
 from meguri_monitoring import store
 from meguri_monitoring.episodes import store as episode_store
 from meguri_monitoring.predictions import predictions, tables
-from meguri_monitoring.predictions.predictions import ROLE, SHADOW, Batch, ColumnDiffers
+from meguri_monitoring.predictions.predictions import Batch, ColumnDiffers
 from meguri_monitoring.predictions.recent import Recent
 from meguri_monitoring.predictions.writing import Writer
+from meguri_monitoring.profiles.profiling import require_fitting
+from meguri_monitoring.profiles.references import References
+from meguri_monitoring.windows import planning, windows
 from meguri_monitoring.windows import store as window_store
-from meguri_monitoring.windows import windows
-from meguri_monitoring.windows.profiling import require_fitting
-from meguri_monitoring.windows.references import References
+from meguri_monitoring.windows.planning import Task
 
 logger = logging.getLogger(__name__)
 
 NAME = "monitoring-predictions"
 PAUSE_AT_MOST = 10.0
 """Seconds between tries to record predictions while the store or the database is away."""
-TASK_ROWS = 20_000
-"""Rows that a replica counts at a time, about."""
 
 
 class _Wiped(Exception):
     """The database has counted less than this replica knows it had."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """Parts of windows that are to be counted, and windows that may be judged then."""
-
-    model: str
-    version: int
-    parts: tuple[int, ...]
-    windows: tuple[int, ...]
-    rows: int = 0
-
-    def with_(self, other: "Task") -> "Task":
-        """Return a task of both, which are of one version."""
-        parts, closed = (*self.parts, *other.parts), (*self.windows, *other.windows)
-        return Task(self.model, self.version, parts, closed, self.rows + other.rows)
-
-    def to_json(self) -> bytes:
-        named = {"model": self.model, "version": self.version, "parts": self.parts, "windows": self.windows}
-        return json.dumps(named).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Task":
-        """Raises Malformed when `data` is not what `to_json` gave."""
-        try:
-            told = json.loads(data)
-            return cls(str(told["model"]), int(told["version"]), tuple(told["parts"]), tuple(told["windows"]))
-        except (ValueError, LookupError, TypeError) as error:
-            raise Malformed(f"not a task: {type(error).__name__}: {error}") from error
 
 
 class Refused(Protocol):
@@ -176,7 +144,7 @@ class Recorder:
             self._projection.again()
             raise
         # A replica that died may have planned what it did not tell; to count twice changes nothing.
-        self._untold = list(tasks_of(await self._database.ask(window_store.all_uncounted)))
+        self._untold = list(planning.tasks_of(await self._database.ask(window_store.all_uncounted)))
         await self._tell()
 
     def _begin(self, last: int) -> int:
@@ -318,7 +286,9 @@ class Recorder:
                 task
                 for model, version, together in _by_version(batches)
                 if (model, version) in watched
-                for task in _planned(session, model, version, [one for one in together if one.sequence > position])
+                for task in planning.planned(
+                    session, model, version, [one for one in together if one.sequence > position]
+                )
             ]
             for batch in batches:
                 if batch.sequence > position and (heard := _heard(batch)):
@@ -348,59 +318,7 @@ def _heard(batch: Batch) -> datetime | None:
     return min(latest, batch.stored) if latest and batch.stored else latest
 
 
-def _microseconds(time: datetime | None) -> int | None:
-    """Since 1970."""
-    return None if time is None else round(time.timestamp() * windows.SECOND)
-
-
 def _by_version(batches: Iterable[Batch]) -> Iterator[tuple[str, int, list[Batch]]]:
     of_version = attrgetter("model", "version")
     for (model, version), together in groupby(sorted(batches, key=of_version), of_version):
         yield model, version, list(together)
-
-
-def _planned(session: Session, model: str, version: int, batches: Sequence[Batch]) -> Iterator[Task]:
-    """Plan the windows of the answers that were given, keep them, and return what is to be counted."""
-    rule, rollout = store.rule(session, model), store.rollout(session, model)
-    planner = window_store.planner(session, model, version, rollout)
-    news: list[windows.Window] = []
-    late: list[tuple[int, int]] = []
-    for batch in batches:
-        times = batch.frame.filter(pl.col(ROLE) != SHADOW)["time"].to_physical().to_numpy()
-        planned = windows.plan(planner, batch.sequence, times, rule, stored=_microseconds(batch.stored))
-        planner = planned.planner
-        news += planned.windows
-        late += planned.late.items()
-    window_store.keep_planner(session, model, version, rollout, planner)
-    kept = window_store.keep_windows(session, model, version, rollout, news)
-    window_store.count_late(session, model, version, rollout, planner.length, late)
-    yield from _grouped(
-        Task(
-            model, version, tuple(parts), (id_,) if window.number is not None else (), sum(p.rows for p in window.parts)
-        )
-        for window, (id_, parts) in zip(news, kept, strict=True)
-    )
-
-
-def tasks_of(uncounted: Iterable[tuple[window_store.WindowRow, list[int], bool]]) -> Iterator[Task]:
-    """Return the tasks for windows that wait: no larger than when they were planned, however many parts a window has."""
-    return _grouped(task for row, parts, closed in uncounted for task in _by_part(row, parts, closed=closed))
-
-
-def _by_part(row: window_store.WindowRow, parts: Sequence[int], *, closed: bool) -> Iterator[Task]:
-    rows = row.rows // max(row.parts, 1)
-    for part in parts:
-        yield Task(row.model, row.version, (part,), (), rows)
-    if closed:
-        yield Task(row.model, row.version, (), (row.id or 0,))
-
-
-def _grouped(tasks: Iterable[Task]) -> Iterator[Task]:
-    """Put small tasks of one version together."""
-    waiting: dict[tuple[str, int], Task] = {}
-    for task in tasks:
-        key = (task.model, task.version)
-        waiting[key] = waiting[key].with_(task) if key in waiting else task
-        if waiting[key].rows >= TASK_ROWS:
-            yield waiting.pop(key)
-    yield from waiting.values()

@@ -1,0 +1,1 @@
+"""Profiles of rows, and the reference that a version came with."""
