@@ -1,5 +1,6 @@
 """Plug-ins in their own processes: whatever they do there is a failure with a reason, and the next call works."""
 
+import asyncio
 import gc
 import textwrap
 from collections.abc import AsyncIterator
@@ -103,6 +104,24 @@ async def test_processes_of_plug_ins_end_with_the_service_and_rows_are_what_they
         process = worker()
 
     await until(lambda: is_gone(process), "the end of the process")
+
+
+async def test_the_process_of_a_plug_in_without_work_ends_and_the_next_work_has_another_one(tmp_path, order):
+    home = Home("monitoring", "replica-1", tmp_path, "INFO")
+    async with PlugIns(home, seconds=60, memory=2048 * MIB, idle=0.1).open() as plug_ins:
+        for _ in range(2):
+            rows = await plug_ins.evaluated("odd", PREDICTIONS)
+            assert rows is not None
+            process = worker()
+            await until(lambda process=process: not process.is_running(), "the end of the process, which is buried")
+
+
+async def test_no_process_of_a_plug_in_ends_in_its_work_however_short_it_may_be_without(tmp_path, order):
+    home = Home("monitoring", "replica-1", tmp_path, "INFO")
+    async with PlugIns(home, seconds=60, memory=2048 * MIB, idle=0).open() as plug_ins:
+        all_ = await asyncio.gather(*(plug_ins.evaluated("odd", PREDICTIONS) for _ in range(5)))
+
+    assert [rows is not None and rows.height for rows in all_] == [1] * 5
 
 
 async def test_an_evaluator_that_is_not_installed_names_those_that_are(plug_ins, order):

@@ -18,4 +18,4 @@ class Settings(ServiceSettings):
     evaluator_seconds: float = Field(default=60, gt=0)
     """What an evaluator may take for what it is given at once; then it is ended, and tried with less."""
     evaluator_memory: int = Field(default=2 * 1024**3, ge=256 * 1024**2)
-    """Bytes that the process of an evaluator may use. Each replica has one for each evaluator."""
+    """Bytes that the process of an evaluator may use. Each replica has one for each evaluator that has work."""

@@ -1,5 +1,5 @@
-"""A process that works for a service: spawned, kept warm, replaced when it dies or is stuck; it ends when the service ends,
-however that is."""
+"""A process that works for a service: spawned, kept warm, replaced when it dies or is stuck, ended when it has nothing to do or
+the service ends, however that is."""
 
 import asyncio
 import multiprocessing
@@ -52,15 +52,26 @@ def _nothing() -> None:
 
 
 class WorkerProcess:
-    """One process, for one piece of work at a time. `warm_up` is done first in each; `memory` is in bytes."""
+    """One process, for one piece of work at a time. `warm_up` is done first in each; `memory` is in bytes.
+
+    It ends `idle` seconds after its latest work, or stays. The next piece of work starts another one.
+    """
 
     def __init__(
-        self, home: Home, name: str, *, warm_up: Callable[[], None] = _nothing, memory: int | None = None
+        self,
+        home: Home,
+        name: str,
+        *,
+        warm_up: Callable[[], None] = _nothing,
+        memory: int | None = None,
+        idle: float | None = None,
     ) -> None:
         self._home = home
         self._name = name
         self._warm_up = warm_up
         self._memory = memory
+        self._idle = idle
+        self._ending: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._ready: Future[None]
@@ -86,20 +97,29 @@ class WorkerProcess:
     async def do(self, work: Callable[[*Arguments], T], *arguments: *Arguments, seconds: float | None = None) -> T:
         """Have `work` done there. Raises what it raises, ProcessDied, and TookTooLong; starting does not count."""
         async with self._turn:
-            self.start()
-            assert self._pool is not None
+            if self._ending:
+                self._ending.cancel()
             try:
-                await asyncio.wrap_future(self._ready)
-                future = asyncio.wrap_future(self._pool.submit(work, *arguments))
-                done, _ = await asyncio.wait([future], timeout=seconds)
-                if done:
-                    return future.result()
-                future.cancel()
-            except BrokenProcessPool as error:
-                self.end()
-                raise ProcessDied(self._name) from error
+                return await self._do(work, *arguments, seconds=seconds)
+            finally:
+                if self._idle is not None:
+                    self._ending = asyncio.get_running_loop().call_later(self._idle, self.end)
+
+    async def _do(self, work: Callable[[*Arguments], T], *arguments: *Arguments, seconds: float | None) -> T:
+        self.start()
+        assert self._pool is not None
+        try:
+            await asyncio.wrap_future(self._ready)
+            future = asyncio.wrap_future(self._pool.submit(work, *arguments))
+            done, _ = await asyncio.wait([future], timeout=seconds)
+            if done:
+                return future.result()
+            future.cancel()
+        except BrokenProcessPool as error:
             self.end()
-            raise TookTooLong(self._name, seconds or 0.0)
+            raise ProcessDied(self._name) from error
+        self.end()
+        raise TookTooLong(self._name, seconds or 0.0)
 
 
 def _begin(home: Home, name: str, memory: int | None) -> None:

@@ -19,6 +19,8 @@ from meguri_monitoring.evaluators import plugins
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 REASON_LENGTH = 500
+IDLE = 600.0
+"""Seconds without work after which a plug-in's process ends. It holds about 100 MB; another one takes about 2 s to start."""
 
 
 class PlugInFailed(TemporaryError):
@@ -30,12 +32,14 @@ class OutOfMemory(PlugInFailed):
 
 
 class PlugIns:
-    """A process for each plug-in, from its first work on. Each call may take `seconds` and its process `memory` bytes."""
+    """A process for each plug-in that has work, until it had none for `idle` seconds. Each call may take `seconds` and its
+    process `memory` bytes."""
 
-    def __init__(self, home: Home, *, seconds: float, memory: int) -> None:
+    def __init__(self, home: Home, *, seconds: float, memory: int, idle: float = IDLE) -> None:
         self._home = home
         self._seconds = seconds
         self._memory = memory
+        self._idle = idle
         self._processes: dict[str, WorkerProcess] = {}
 
     @asynccontextmanager
@@ -62,7 +66,8 @@ class PlugIns:
         if process is None:
             if not plugins.is_installed(name):
                 raise PlugInFailed(str(plugins.NotInstalled(name)))
-            process = self._processes[name] = WorkerProcess(self._home, f"evaluator-{name}", memory=self._memory)
+            process = WorkerProcess(self._home, f"evaluator-{name}", memory=self._memory, idle=self._idle)
+            self._processes[name] = process
         try:
             return await process.do(work, *arguments, seconds=self._seconds)
         except TookTooLong as error:
