@@ -78,3 +78,21 @@ async def test_an_episode_whose_id_begins_alike_is_offered(monitoring):
 
     found = await monitoring.http.get("/episodes/cae0d01", headers={"Meguri-After": str(sequence)})
     assert found.json()["error"] == "no episode 'cae0d01'; near are: cae0d01e-dc6a"
+
+
+async def test_a_version_whose_reference_is_too_small_for_a_verdict_is_a_warning_until_the_rule_takes_it(monitoring):
+    async def warnings() -> list[str]:
+        return (await monitoring.http.get("/health/ready")).json()["warnings"]
+
+    await monitoring.apply(2, window_rows=1100, min_rows=1001)
+    await monitoring.predict(message(monitoring.model, values(1100, 1)))
+    (window,) = await monitoring.windows(1)
+    why = "the reference has 1000 rows, a verdict needs 1001 (monitor.min_rows)"
+    assert (window["judged"], window["why"]) == (False, why)
+    assert await warnings() == [f"{monitoring.model} version 1 is not watched: {why}"]
+
+    await monitoring.apply(3, window_rows=1100, min_rows=1000)
+    await monitoring.predict(message(monitoring.model, values(1100, 2)))
+    _, window = await monitoring.windows(2)
+    assert (window["judged"], window["why"]) == (True, "")
+    assert await warnings() == []

@@ -159,6 +159,15 @@ def test_too_few_rows_are_no_verdict():
     judged = window(rows(RULE.min_rows - 1, 1))
 
     assert (judged.judged, judged.findings, judged.culprits) == (False, (), {})
+    assert judged.why == "the window has 199 rows, a verdict needs 200 (monitor.min_rows)"
+
+
+def test_too_small_a_reference_is_no_verdict_either_and_said():
+    judged = window(rows(600, 1), reference=reference_of(rows(30, 0)))
+
+    assert not judged.judged
+    assert judged.why == "the reference has 30 rows, a verdict needs 200 (monitor.min_rows)"
+    assert window(rows(600, 1)).why == ""
 
 
 def test_what_is_told_of_a_window_is_kept():

@@ -127,7 +127,14 @@ def build(settings: Settings | None = None) -> Service:
     service.once_connected(scorer.run)
     service.once_connected(evaluators.run)
     service.reasons += [recorder.trouble, concluder.trouble]
-    service.warnings += [queue.trouble, scorer.trouble, evaluators.trouble, notifier.trouble, notifier.untold]
+    service.warnings += [
+        queue.trouble,
+        counter.trouble,
+        scorer.trouble,
+        evaluators.trouble,
+        notifier.trouble,
+        notifier.untold,
+    ]
     service.follow_advisories()
     service.hear(Hearing(MONITORING_ROLLOUTS, [handlers.end_episode, concluder.watch_otherwise]))
     service.hear(Hearing(MONITORING_LABELS, [scorer.take]))

@@ -47,6 +47,8 @@ class Judged:
     """Rows that came after it was closed, as far as that was known when it was judged."""
     tolerated: tuple[EpisodeKind, ...] = ()
     """Kinds in which something moved, but less than the rule's share of all: then nothing counts as moved."""
+    why: str = ""
+    """Why it was not judged."""
 
     def moved(self, about: EpisodeKind) -> tuple[Finding, ...]:
         """Return what moved in one respect, worst first."""
@@ -75,19 +77,20 @@ def judge(
     those of earlier releases, is not judged.
     """
     live = together(reference, shares)
-    judged = min(reference.rows, live.rows) >= rule.min_rows
-    found, tolerated = _findings(reference, live, rule) if judged else ([], ())
+    why = _too_few({"the reference": reference.rows, "the window": live.rows}, rule.min_rows)
+    found, tolerated = ([], ()) if why else _findings(reference, live, rule)
     whole = Judged(
         version=version,
         number=number,
         window=window,
-        judged=judged,
+        judged=not why,
         findings=tuple(found),
         began=began,
         ended=ended,
         seconds=seconds,
         late=late,
         tolerated=tolerated,
+        why=why,
     )
     culprits = {
         about: _culprit(about, moved, reference, shares) for about in DISTANCES if (moved := whole.moved(about))
@@ -112,6 +115,12 @@ def contributions(
         for subject in subjects
     ]
     return blaming.contributions(columns, DISTANCES[about])
+
+
+def _too_few(rows: Mapping[str, int], needed: int) -> str:
+    """Say why there can be no verdict; empty if there can."""
+    few = [f"{what} has {there} rows" for what, there in rows.items() if there < needed]
+    return f"{' and '.join(few)}, a verdict needs {needed} (monitor.min_rows)" if few else ""
 
 
 def _findings(reference: Profile, live: Profile, rule: Monitor) -> tuple[list[Finding], tuple[EpisodeKind, ...]]:

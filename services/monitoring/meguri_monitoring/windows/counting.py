@@ -93,6 +93,11 @@ class Counter:
         self._references = references
         self._data_url = data_url
         self._judged = judged
+        self._unwatched: dict[str, str] = {}
+
+    def trouble(self) -> str | None:
+        """Which models can never be judged as they are, and why, in words for an operator."""
+        return "; ".join(self._unwatched.values()) or None
 
     async def run(self) -> None:
         """Count for ever."""
@@ -168,6 +173,9 @@ class Counter:
 
     def _verdict(self, row: WindowRow, counted: Counted, reference: Profile, rule: Monitor) -> Verdict:
         judged = verdict(row, counted, reference, rule)
+        self._unwatched.pop(row.model, None)
+        if reference.rows < rule.min_rows:
+            self._unwatched[row.model] = f"{row.model} version {row.version} is not watched: {judged.why}"
         moved = any(finding.moved for finding in judged.findings)
         return Verdict(row.id or 0, judged, evidence(judged, counted.shares, reference) if moved else None)
 
