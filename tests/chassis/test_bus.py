@@ -1,29 +1,22 @@
 """Messages reach their handlers; what fails comes back, what cannot succeed is set aside with the reason, nothing is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from faststream.nats import NatsBroker
-from nats.js.api import AckPolicy, ConsumerConfig
 
 from meguri_chassis import bus
-from meguri_chassis.bus import Bus, Hearing, hears
-from meguri_chassis.dead_letters import DeadLetters
-from meguri_chassis.deciding import Decider
-from meguri_chassis.log import EventLog
+from meguri_chassis.bus import hears
 from meguri_contracts.errors import Conflict, PermanentError, TemporaryError
 from meguri_contracts.events import ModelLoaded, ModelRegistered, TrainingRequested
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, LOG, Consumer
-from tests.chassis.toy import register, toy
+from tests.chassis.hearing import NAME, REQUEST, all_done, config, give_version, hearing
+from tests.chassis.toy import toy
 from tests.conftest import PATIENCE, Broker, until
 from tests.services import Wire, wire
-
-NAME = "toy-hears"
-REQUEST = TrainingRequested(model="m", reason="why", actor="test")
 
 
 @pytest.fixture
@@ -35,52 +28,6 @@ async def own(broker: Broker) -> AsyncIterator[Wire]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "RETRY_DELAYS", (0.01, 0.01, 0.01))
-
-
-@asynccontextmanager
-async def hearing(
-    broker: Broker,
-    *handlers: Callable[..., Any],
-    decider: Decider | None = None,
-    refuse: bus.Refuse | None = None,
-    ack_wait: float = 30,
-    together: int = 1,
-) -> AsyncIterator[NatsBroker]:
-    """A process that hears with these handlers, until the block is left."""
-    heard = tuple(event for handler in handlers for event in handler.hears)
-    consumer = Consumer(NAME, heard, ack_wait)
-    nats = NatsBroker(broker.url, logger=None, graceful_timeout=1)
-    client = await nats.connect()
-    await client.jetstream().add_consumer(LOG, config(consumer))
-    letters = DeadLetters(client.jetstream, EventLog(client.jetstream, "meguri/toy"))
-    delivering = Bus(
-        [Hearing(consumer, handlers, refuse, together)],
-        dead_letters=letters,
-        decider=decider,
-        continue_trace_max_age=60,
-    )
-    delivering.subscribe(nats)
-    await nats.start()
-    try:
-        yield nats
-    finally:
-        await delivering.stop(nats, patience=1)
-        await nats.stop()
-
-
-def config(consumer: Consumer) -> ConsumerConfig:
-    return ConsumerConfig(
-        durable_name=consumer.name,
-        filter_subjects=list(consumer.subjects),
-        ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=consumer.ack_wait,
-    )
-
-
-async def all_done(own: Wire) -> bool:
-    """Whether every message of the consumer was acknowledged."""
-    info = await own.js.consumer_info(LOG, NAME)
-    return info.num_pending == info.num_ack_pending == 0 and info.delivered.consumer_seq > 0
 
 
 def failing(*errors: Exception) -> tuple[Callable[..., Any], list[int]]:
@@ -95,11 +42,6 @@ def failing(*errors: Exception) -> tuple[Callable[..., Any], list[int]]:
             raise left.pop(0)
 
     return handle, deliveries
-
-
-@hears(TrainingRequested)
-def give_version(event: TrainingRequested, session: Any) -> Sequence[ModelRegistered]:
-    return register(event.model, event.reason)(session)
 
 
 async def test_what_a_deciding_handler_returns_is_appended_once_with_its_cause_and_journey(own, broker, database_url):

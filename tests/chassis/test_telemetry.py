@@ -13,10 +13,10 @@ from meguri_chassis.bus import hears
 from meguri_contracts.errors import TemporaryError
 from meguri_contracts.events import ModelRegistered, TrainingRequested, TrainingStarted, Trigger
 from meguri_contracts.topology import FORMER_TRACE
-from tests.chassis.test_bus import REQUEST, hearing
+from tests.chassis.hearing import REQUEST, hearing
 from tests.chassis.toy import register, toy
 from tests.conftest import until
-from tests.contracts.test_events import example
+from tests.contracts.kept import example
 from tests.services import wire
 
 REGISTERED = ModelRegistered(model="m", version=1, run="r")

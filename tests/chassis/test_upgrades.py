@@ -22,7 +22,7 @@ from meguri_registry.app import MIGRATIONS as REGISTRY_MIGRATIONS
 from meguri_registry.app import build
 from meguri_registry.settings import Settings
 from tests.chassis import toy as toys
-from tests.chassis.test_bus import NAME, all_done, give_version, hearing
+from tests.chassis.hearing import NAME, all_done, give_version, hearing
 from tests.chassis.toy import Toy, register, toy
 from tests.conftest import Broker, until
 from tests.services import Wire, name, running, wire

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+import yaml
 from typer.testing import CliRunner
 
 from meguri.cli import app
@@ -18,6 +19,7 @@ from meguri_chassis.service import Service
 from meguri_registry.app import build
 from meguri_registry.settings import Settings
 from tests.conftest import Broker, free_port, until
+from tests.registry.registering import model_trained, spec
 from tests.services import Wire, running, wire
 
 HOST = "127.0.0.1"
@@ -61,6 +63,22 @@ async def reachable(service: Service, setting: Callable[[str, str], None]) -> As
         finally:
             server.should_exit = True
             await serving
+
+
+async def apply(registry: httpx.AsyncClient, model: str, **changes: object) -> None:
+    assert (await registry.post("/specs", content=yaml.safe_dump(spec(model, **changes)))).is_success
+
+
+async def train(own: Wire, registry: httpx.AsyncClient, model: str, run: str, accuracy: float) -> None:
+    """Have a model trained and judged."""
+    champion = (await registry.get(f"/models/{model}")).json()["champion"]
+    await own.say(model_trained(model, run, accuracy, champion, 1))
+
+    async def judged() -> bool:
+        versions = (await registry.get(f"/models/{model}")).json()["versions"]
+        return any(one["run"] == run and one["verdict"] != "none yet" for one in versions)
+
+    await until(judged, "the verdict")
 
 
 @pytest.fixture

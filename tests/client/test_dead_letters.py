@@ -15,7 +15,7 @@ from meguri_contracts.events import MessageRedriven, ModelTrained, RolloutChange
 from meguri_contracts.topology import DEAD, DEAD_PREFIX, FORMER_TRACE, LOG, PREDICTIONS
 from tests.client.conftest import Ran, meguri
 from tests.conftest import until
-from tests.registry.test_api import model_trained, spec
+from tests.registry.registering import model_trained, spec
 from tests.services import Wire
 
 CONSUMER = "registry-judge"

@@ -6,33 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy
-import yaml
 from nats.js.api import ConsumerConfig
 
 from meguri.client import Meguri
 from meguri_contracts.topology import CONSUMERS, LOG
 from meguri_inference.app import build as inference
 from meguri_inference.settings import Settings as InferenceSettings
-from tests.client.conftest import meguri, reachable
+from tests.client.conftest import apply, meguri, reachable, train
 from tests.conftest import Broker, until
-from tests.registry.test_api import model_trained, spec
-from tests.services import Wire
-
-
-async def apply(registry: httpx.AsyncClient, model: str, **changes: object) -> None:
-    assert (await registry.post("/specs", content=yaml.safe_dump(spec(model, **changes)))).is_success
-
-
-async def train(own: Wire, registry: httpx.AsyncClient, model: str, run: str, accuracy: float) -> None:
-    """Have a model trained and judged."""
-    champion = (await registry.get(f"/models/{model}")).json()["champion"]
-    await own.say(model_trained(model, run, accuracy, champion, 1))
-
-    async def judged() -> bool:
-        versions = (await registry.get(f"/models/{model}")).json()["versions"]
-        return any(one["run"] == run and one["verdict"] != "none yet" for one in versions)
-
-    await until(judged, "the verdict")
 
 
 def spoil(tmp_path: Path, *statements: str) -> None:

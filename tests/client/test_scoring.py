@@ -12,9 +12,9 @@ from fastapi import FastAPI, Response
 from meguri_inference.app import build
 from tests.client.conftest import HOST, meguri, reachable
 from tests.conftest import free_port, until
+from tests.inference.batches import Batching
+from tests.inference.compared import classifier, grid, recorded
 from tests.inference.conftest import iris  # noqa: F401
-from tests.inference.test_batches import Batching
-from tests.inference.test_comparing import classifier, grid, recorded
 from tests.services import name
 
 pytestmark = pytest.mark.usefixtures("registry")

@@ -5,8 +5,7 @@ from rich.console import Console
 
 from meguri import show
 from meguri_contracts.events import QualityMeasured, RolloutObserved
-from tests.client.conftest import meguri
-from tests.client.test_operating import apply, train
+from tests.client.conftest import apply, meguri, train
 from tests.conftest import until
 from tests.registry.plans import arm, scored
 from tests.services import name

@@ -11,11 +11,11 @@ from meguri_monitoring.app import build
 from meguri_monitoring.settings import Settings
 from tests.client.conftest import meguri, reachable
 from tests.conftest import until
+from tests.monitoring.answers import answer, label, quality
 from tests.monitoring.conftest import Monitoring
 from tests.monitoring.episodes_of import TRACE, opening
-from tests.monitoring.test_notifying import spec
-from tests.monitoring.test_plans import settled
-from tests.monitoring.test_quality import answer, label, quality
+from tests.monitoring.sinks import spec
+from tests.monitoring.state import settled
 from tests.services import name
 
 

@@ -10,21 +10,15 @@ import pytest
 import yaml
 
 from meguri_contracts.topology import PORTS
+from tests.house.stages import DOCKERFILE, STAGES
 
 ROOT = Path(__file__).parent.parent.parent
-DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
 FILES = ["compose.yaml", "infra/compose.ports.yaml"]
 COMPOSE, WITH_PORTS = (yaml.safe_load((ROOT / file).read_text())["services"] for file in FILES)
 
 SERVICES = {folder.parent.name for folder in ROOT.glob("services/*/pyproject.toml")}
 INFRASTRUCTURE = {"nats", "postgres", "jaeger"}
 JOBS = {"databases", "provision", "meguri"}
-
-STAGES = {
-    name: text
-    for text in DOCKERFILE.split("\nFROM ")[1:]
-    for name in re.findall(r"^\S+ AS (\S+)", text.splitlines()[0])
-}
 
 
 def test_every_service_runs_as_a_container_and_nobody_else_but_infrastructure_and_jobs():

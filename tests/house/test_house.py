@@ -4,6 +4,7 @@ import ast
 import configparser
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -13,15 +14,11 @@ import yaml
 from meguri_chassis.settings import ServiceSettings
 from meguri_contracts.topology import CONSUMERS, LOG, PORTS
 from tests.conftest import ROOT
+from tests.house.folders import SERVICES, package
 
-SERVICES = sorted(path.name for path in (ROOT / "services").iterdir() if (path / "pyproject.toml").exists())
 PACKAGES = sorted(path for path in [*ROOT.glob("services/*/meguri_*"), *ROOT.glob("shared/*/meguri*")] if path.is_dir())
 of_every_service = pytest.mark.parametrize("service", SERVICES)
 of_every_package = pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
-
-
-def package(service: str) -> Path:
-    return ROOT / f"services/{service}/meguri_{service}"
 
 
 def test_the_loop_is_there():
@@ -123,14 +120,23 @@ def test_a_service_is_started_by_compose(service):
 
 def imported(package: Path) -> set[str]:
     """Top-level names of everything that a package imports, the standard library aside."""
-    names = set()
-    for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.partition(".")[0])
+    names = {name.partition(".")[0] for path in package.rglob("*.py") for name in imports(path)}
     return names - set(sys.stdlib_module_names)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of everything that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_what_tests_share_is_in_no_test_file():
+    files = (ROOT / "tests").rglob("*.py")
+
+    assert [f"{path.name}: {name}" for path in files for name in imports(path) if ".test_" in name] == []
 
 
 def test_a_backup_takes_no_longer_than_tables_keep_the_files_that_it_copies():

@@ -7,7 +7,7 @@ import pytest
 from meguri_chassis.projection import KEPT
 from meguri_contracts.events import BY_KIND
 from meguri_contracts.topology import subject
-from tests.house.test_house import SERVICES, package
+from tests.house.folders import SERVICES, package
 
 WITH_TABLES = [service for service in SERVICES if (package(service) / "projection.py").exists()]
 

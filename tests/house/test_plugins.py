@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.house.test_compose import STAGES
+from tests.house.stages import STAGES
 
 UV = ROOT / ".tools/uv/bin"
 COMMAND = (

@@ -1,5 +1,6 @@
 """Real models for the tests of inference: fitted with scikit-learn, exported with skl2onnx, as training does."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from meguri_contracts.events import Artifact, Deployed, Signature, Tensor
 from meguri_inference.predicting import LoadedModel
 from meguri_inference.tensors import FLOATS
+from tests.inference.batches import Batching
 from tests.inference.replicas import PREDICTION, Outlet, Replica, graph
+from tests.services import name, wire
 
 IRIS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 
@@ -136,3 +139,9 @@ def picky(iris) -> LoadedModel:
         helper.make_tensor("flat", TensorProto.INT64, [1], [-1]),
     ]
     return LoadedModel.load(deployed, "picky", graph(deployed, nodes, initializers))
+
+
+@pytest.fixture
+async def batching(broker, tmp_path) -> AsyncIterator[Batching]:
+    async with wire(broker) as beside:
+        yield Batching(beside, tmp_path, broker, name("m"))

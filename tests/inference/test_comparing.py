@@ -1,30 +1,17 @@
 import hashlib
-import io
 import json
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 
 from meguri_inference.comparing import MEDIA_TYPE, NotComparable, NotRecorded, compare, digest
 from meguri_inference.formats import BadRows
 from meguri_inference.predicting import LoadedModel
+from tests.inference.batches import Batching
+from tests.inference.compared import FEATURES, classifier, grid, recorded, stream
 from tests.inference.conftest import Fitted, fitted
-from tests.inference.test_batches import Batching, batching  # noqa: F401
-
-FEATURES = ("x", "y")
-
-
-def grid(rows: int) -> np.ndarray:
-    return np.random.default_rng(0).uniform(-1, 1, (rows, 2))
-
-
-def classifier(by: int, features: tuple[str, ...] = FEATURES) -> Fitted:
-    """Says whether one of the features is positive."""
-    x = grid(400)
-    return fitted("signs", LogisticRegression(C=1e4), x, (x[:, by] > 0).astype(int), features, "FP64")
 
 
 def regressor(slope: float) -> Fitted:
@@ -34,28 +21,6 @@ def regressor(slope: float) -> Fitted:
 
 def loaded(fitted: Fitted, version: int) -> LoadedModel:
     return LoadedModel.load(fitted.deployed.model_copy(update={"version": version}), fitted.name, fitted.onnx)
-
-
-def recorded(x: np.ndarray, /, **columns: Any) -> bytes:
-    """Rows as monitoring gives them out."""
-    ids = [f"p-{row:04d}" for row in range(len(x))]
-    table = pa.table(
-        {
-            "prediction_id": ids,
-            "version": pa.repeat(1, len(x)),
-            "producer": ["left" if row[0] < 0 else "right" for row in x],
-            **dict(zip(FEATURES, x.T, strict=True)),
-        }
-        | columns
-    )
-    return stream(table)
-
-
-def stream(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    with pa.ipc.new_stream(out, table.schema) as writer:
-        writer.write_table(table)
-    return out.getvalue()
 
 
 def test_a_version_agrees_with_itself():
@@ -148,7 +113,7 @@ def test_what_cannot_be_compared_is_refused():
         compare(a, a, recorded(grid(3), x=["a", "b", "c"]))
 
 
-async def test_any_replica_compares_versions_of_the_log_and_comes_to_the_same_digest(batching: Batching):  # noqa: F811
+async def test_any_replica_compares_versions_of_the_log_and_comes_to_the_same_digest(batching: Batching):
     await batching.register(classifier(0), 1)
     await batching.register(classifier(1), 2)
     path, headers = f"/models/{batching.model}/compare", {"Content-Type": MEDIA_TYPE}
@@ -165,7 +130,7 @@ async def test_any_replica_compares_versions_of_the_log_and_comes_to_the_same_di
     assert len(reports[0]["digest"]) == 64
 
 
-async def test_a_body_that_is_too_large_to_compare_is_refused(batching: Batching, monkeypatch):  # noqa: F811
+async def test_a_body_that_is_too_large_to_compare_is_refused(batching: Batching, monkeypatch):
     monkeypatch.setenv("MEGURI_INFERENCE_MAX_COMPARED_BYTES", "100")
     async with batching.replica() as http:
         answer = await http.post(

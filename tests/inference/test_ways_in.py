@@ -28,9 +28,9 @@ from meguri_inference.app import build
 from meguri_inference.protocol import Codec
 from meguri_inference.settings import Settings
 from tests.conftest import PATIENCE, until
+from tests.inference.inferring import Inference
 from tests.inference.replicas import rows_of
 from tests.inference.signatures import PEOPLE
-from tests.inference.test_rollouts import Inference
 from tests.services import Wire, name, running, wire
 
 

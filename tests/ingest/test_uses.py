@@ -10,8 +10,8 @@ from meguri_contracts.topology import subject
 from meguri_ingest.app import MIGRATIONS
 from meguri_ingest.projection import evolve
 from meguri_ingest.store import UseRow
-from tests.registry.test_api import model_trained
-from tests.training.test_runs import deployed
+from tests.registry.registering import model_trained
+from tests.training.versions import deployed
 
 
 @pytest.fixture

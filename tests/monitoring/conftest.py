@@ -34,6 +34,7 @@ from meguri_monitoring.app import build
 from meguri_monitoring.recording import NAME
 from meguri_monitoring.settings import Settings
 from tests.conftest import Broker, until
+from tests.monitoring.sizes import ENTRY_POINTS, PLUGIN
 from tests.services import Wire, name, running, wire
 
 FEATURES = ("x", "y")
@@ -187,3 +188,31 @@ async def monitoring(broker, tmp_path) -> AsyncIterator[Monitoring]:
     async with monitoring_in(tmp_path, broker, database_url, artifacts, name("m")) as monitoring:
         await monitoring.watch()
         yield monitoring
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An evaluator `sizes` that is installed: a row per request, with its number of rows and its rounded first value."""
+    folder = tmp_path / "plugins"
+    about = folder / "sizes_plugin-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sizes-plugin\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(ENTRY_POINTS)
+    (folder / "sizes_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.delitem(__import__("sys").modules, "sizes_plugin", raising=False)
+    return folder
+
+
+@pytest.fixture
+def at(broker: Broker, database_url: str, tmp_path: Path) -> Any:
+    """Start a replica on the same broker, database and files; a folder of its own has no tables of predictions."""
+    model = name("m")
+
+    @asynccontextmanager
+    async def start(folder: str = "var", url: str = database_url) -> AsyncIterator[Monitoring]:
+        async with monitoring_in(tmp_path / folder, broker, url, tmp_path / "artifacts", model) as monitoring:
+            yield monitoring
+
+    return start

@@ -1,4 +1,4 @@
-"""Where messages to people end up in tests: a real SMTP server and a real web server, on loopback."""
+"""Where messages to people end up in tests: real servers of mail and of the web, on loopback, and a spec that names them."""
 
 import json
 import threading
@@ -11,6 +11,23 @@ from typing import Any, cast
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from meguri_contracts.spec import ModelSpec
+
+
+def spec(model: str, *urls: str, language: str = "en") -> ModelSpec:
+    """A spec whose episodes are told at these."""
+    return ModelSpec.model_validate(
+        {
+            "model": model,
+            "task": "classification",
+            "dataset": {"name": model, "columns": {"x": {"type": "number"}, "label": {"type": "integer"}}},
+            "target": "label",
+            "estimator": {"name": "LogisticRegression"},
+            "gate": "accuracy > 0",
+            "notify": {"urls": urls, "language": language},
+        }
+    )
 
 
 class Mailbox:

@@ -1,5 +1,6 @@
-"""An episode and a week as reports tell them."""
+"""An episode and a week as reports tell them, and what a reader sees of a page."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -134,3 +135,8 @@ def _numbers(subject: str, before: np.ndarray, now: np.ndarray, score: float) ->
 
 def _time(number: int) -> str:
     return (BEGAN + timedelta(minutes=10 * (number - 4))).isoformat()
+
+
+def text(page: str) -> str:
+    """What a reader sees, more or less."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))

@@ -2,20 +2,17 @@
 
 import json
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import polars as pl
 import pytest
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import AnomalyDetected, EpisodeResolved, Event, MeasuresRefilled
-from meguri_contracts.spec import ModelSpec, Watch
+from meguri_contracts.spec import Watch
 from meguri_monitoring.evaluators import evaluating as evaluating_module
 from meguri_monitoring.evaluators import following, measure_tables
 from meguri_monitoring.evaluators.evaluation import Evaluated
@@ -23,112 +20,18 @@ from meguri_monitoring.evaluators.following import Follower
 from meguri_monitoring.evaluators.requests import Part
 from meguri_monitoring.evaluators.running import PlugInFailed
 from meguri_monitoring.predictions.writing import TableBusy
-from tests.conftest import Broker, until
-from tests.monitoring.conftest import Monitoring, message, monitoring_in, values
-from tests.monitoring.test_killed import Replica
+from tests.conftest import until
+from tests.monitoring.conftest import Monitoring, message, values
+from tests.monitoring.evaluators import LONG, evaluated, evaluating, replay, request, table, watch
+from tests.monitoring.replica import Replica
+from tests.monitoring.sizes import PLUGIN
 from tests.services import name, wire
-
-LONG = 90.0
-"""Seconds; an evaluator's process has to be started first, now and then several times."""
-PLUGIN = """
-import os
-from pathlib import Path
-
-import polars as pl
-
-HERE = Path(__file__).parent
-
-def evaluate(predictions):
-    if (HERE / "broken").exists():
-        raise ZeroDivisionError("nothing to divide by")
-    while (HERE / "stuck").exists():
-        pass
-    if (HERE / "odd").exists() and (predictions["x"] == 13).any():
-        os._exit(3)
-    key = pl.col("prediction_id").str.replace(r":\\d+$", "").alias("key")
-    first = [pl.col("time").first(), pl.col("producer").first(), pl.col("x").round().first().alias("size")]
-    return predictions.group_by(key, maintain_order=True).agg(*first, pl.len().alias("rows"))
-
-def write(rows):
-    switch = HERE / "at_most"
-    return rows.filter(pl.col("size") <= int(switch.read_text())) if switch.exists() else rows
-"""
-ENTRY_POINTS = "[meguri.evaluators]\nsizes = sizes_plugin:evaluate\n[meguri.writers]\nsizes = sizes_plugin:write\n"
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is tried again soon."""
     monkeypatch.setattr(evaluating_module, "EVERY", 0.2)
-
-
-@pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An evaluator `sizes` that is installed: a row per request, with its number of rows and its rounded first value."""
-    folder = tmp_path / "plugins"
-    about = folder / "sizes_plugin-1.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sizes-plugin\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(ENTRY_POINTS)
-    (folder / "sizes_plugin.py").write_text(PLUGIN)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.delitem(__import__("sys").modules, "sizes_plugin", raising=False)
-    return folder
-
-
-@asynccontextmanager
-async def evaluating(
-    broker: Broker, folder: Path, *, model: str = "", evaluators: tuple[str, ...] = ("sizes",), database_url: str = ""
-) -> AsyncIterator[Monitoring]:
-    url = database_url or f"sqlite:///{folder}/monitoring.db"
-    async with monitoring_in(folder, broker, url, folder / "artifacts", model or name("m")) as monitoring:
-        if not model:
-            await watch(monitoring, evaluators)
-        yield monitoring
-
-
-async def watch(monitoring: Monitoring, evaluators: tuple[str, ...] = ("sizes",)) -> None:
-    """Apply a spec that has the evaluators' sizes watched, and roll version 1 out."""
-    await monitoring.watch()
-    spec = {
-        "model": monitoring.model,
-        "task": "classification",
-        "dataset": {
-            "name": monitoring.model,
-            "columns": {"x": {"type": "number"}, "y": {"type": "number"}, "label": {"type": "integer"}},
-        },
-        "target": "label",
-        "estimator": {"name": "LogisticRegression"},
-        "gate": "accuracy > 0",
-        "monitor": {
-            "evaluators": [
-                {"evaluator": one, "numbers": ["size"], "baseline_rows": 100, "window_rows": 20} for one in evaluators
-            ]
-        },
-    }
-    await monitoring.wire.apply(ModelSpec.model_validate(spec), 2)
-
-
-def request(monitoring: Monitoring, rows: int = 2, *, size: float = 0.0, id_: str = "") -> tuple[str, bytes]:
-    """The id of a request, and its predictions."""
-    id_ = id_ or name("r")
-    x = np.full((rows, 2), size)
-    ids = [f"{id_}:{row}" for row in range(rows)] if rows > 1 else [id_]
-    return id_, message(monitoring.model, x, ids=ids, role="champion")
-
-
-def table(monitoring: Monitoring, evaluator: str = "sizes") -> pl.DataFrame:
-    rows = measure_tables.scan(measure_tables.table_uri(str(monitoring.folder / "data"), monitoring.model, evaluator))
-    if rows is None:
-        return pl.DataFrame(schema={"key": pl.String})
-    return rows.collect().sort("_sequence", maintain_order=True)
-
-
-async def evaluated(monitoring: Monitoring, count: int) -> list[str]:
-    """The keys in the table once there are as many."""
-    await until(lambda: table(monitoring).height >= count, f"{count} rows", within=LONG)
-    return table(monitoring)["key"].to_list()
 
 
 async def told(monitoring: Monitoring, kind: type[Event]) -> list[Any]:
@@ -465,15 +368,3 @@ async def with_evidence(monitoring: Monitoring, episode: str) -> dict[str, Any] 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
-
-
-async def replay(monitoring: Monitoring) -> dict[str, Any]:
-    """Have evaluated again what is in the table, once that is counted: what is not yet would be left alone."""
-
-    async def all_is_counted() -> bool:
-        state = (await monitoring.http.get(f"/models/{monitoring.model}/evaluators/sizes")).json()
-        return state["sequence"] >= (table(monitoring)["_sequence"].max() or 0)
-
-    await until(all_is_counted, "all rows counted")
-    url = f"/models/{monitoring.model}/evaluators/sizes/replay"
-    return (await monitoring.http.post(url, headers={"Meguri-Actor": "ada"})).raise_for_status().json()

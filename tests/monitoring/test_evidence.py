@@ -8,7 +8,7 @@ from meguri_chassis.profiles import profile_of
 from meguri_monitoring.profiles.profiling import by_producer
 from meguri_monitoring.verdicts.evidence import evidence
 from meguri_monitoring.verdicts.judging import judge
-from tests.monitoring.test_judging import OF_B, REFERENCE, RULE, WINDOW, changed, rows
+from tests.monitoring.three_producers import OF_B, REFERENCE, RULE, WINDOW, changed, rows
 
 
 def of(frame: pl.DataFrame) -> dict:

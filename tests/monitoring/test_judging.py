@@ -3,46 +3,10 @@ import polars as pl
 import pytest
 
 from meguri_chassis.profiles import Profile, profile_of
-from meguri_contracts import events
 from meguri_contracts.spec import Method, Monitor
 from meguri_monitoring.profiles.profiling import by_producer, merged
 from meguri_monitoring.verdicts.judging import Judged, judge
-
-NUMBERS = ["spend", "age", "visits"]
-PLANS = np.array(["basic", "plus", "pro", ""])
-RULE = Monitor(window_rows=600)
-WINDOW = events.Window(first=7, last=19, rows=600)
-
-
-def rows(n: int, seed: int) -> pl.DataFrame:
-    """Rows of three producers as they were in training, answers too."""
-    random = np.random.default_rng(seed)
-    columns = {name: random.normal(size=n) for name in NUMBERS}
-    plans = PLANS[random.choice(4, size=n, p=[0.5, 0.3, 0.15, 0.05])]
-    return pl.DataFrame(
-        {
-            "prediction_id": [f"p-{i}" for i in range(n)],
-            "trace_id": [f"t-{i}" for i in range(n)],
-            "producer": ["abc"[i % 3] for i in range(n)],
-            **columns,
-            "plan": plans,
-            "label": random.choice(3, size=n, p=[0.6, 0.3, 0.1]),
-            "probability": random.beta(5, 2, size=n),
-        }
-    )
-
-
-def reference_of(frame: pl.DataFrame) -> Profile:
-    return profile_of(
-        NUMBERS,
-        frame.select(NUMBERS).to_numpy(),
-        {"plan": frame["plan"].to_list()},
-        {"label": frame["label"].cast(pl.String).to_list(), "probability": frame["probability"].to_numpy()},
-    )
-
-
-REFERENCE = reference_of(rows(3_000, 0))
-OF_B = pl.col("producer") == "b"
+from tests.monitoring.three_producers import NUMBERS, OF_B, REFERENCE, RULE, WINDOW, changed, reference_of, rows
 
 
 def window(frame: pl.DataFrame, rule: Monitor = RULE, reference: Profile = REFERENCE) -> Judged:
@@ -52,10 +16,6 @@ def window(frame: pl.DataFrame, rule: Monitor = RULE, reference: Profile = REFER
 def moved(judged: Judged) -> dict[str, list[str]]:
     kinds = dict.fromkeys(finding.about for finding in judged.findings if finding.moved)
     return {kind: [finding.subject for finding in judged.moved(kind)] for kind in kinds}
-
-
-def changed(**columns: pl.Expr) -> pl.DataFrame:
-    return rows(600, 1).with_columns(**columns)
 
 
 @pytest.mark.parametrize("n", [600, 6_000])

@@ -1,11 +1,6 @@
 """Whenever a replica is killed while labels and predictions come, each label has counted once in the end."""
 
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,47 +9,14 @@ import pytest
 
 from meguri_chassis.artifacts import Artifacts
 from meguri_contracts.events import QualityMeasured
-from tests.conftest import ROOT, Broker, free_port, until
+from tests.conftest import Broker, until
+from tests.monitoring.answers import label, measured, sums
 from tests.monitoring.conftest import Monitoring, message, values
-from tests.monitoring.test_quality import label, measured, sums
+from tests.monitoring.replica import Replica
 from tests.services import name, wire
 
 KILLS = 3
 ROWS = 25
-
-
-class Replica:
-    """A process of monitoring with tables and files of the test's own."""
-
-    def __init__(self, broker: Broker, folder: Path, database_url: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._env = os.environ | {
-            "MEGURI_NATS_URL": broker.url,
-            "MEGURI_DATABASE_URL": database_url,
-            "MEGURI_VAR": str(folder),
-            "MEGURI_PORT": str(self.port),
-        }
-        self._log = folder / "monitoring.log"
-
-    @contextmanager
-    def living(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Until the block is left; then it is killed, whatever it does."""
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "meguri_monitoring"]
-            process = subprocess.Popen(command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-    async def ready(self) -> bool:
-        async with httpx.AsyncClient() as http:
-            try:
-                return (await http.get(f"{self.url}/health/ready")).is_success
-            except httpx.HTTPError:
-                return False
 
 
 @pytest.fixture

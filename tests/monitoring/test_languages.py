@@ -31,9 +31,8 @@ from meguri_monitoring.wording.phrases import BINS, REASONS, bin_label, reason
 from meguri_monitoring.wording.wording import LANGUAGES, Language
 from tests.conftest import ROOT
 from tests.monitoring.episodes_of import KINDS, TRACE, opening
-from tests.monitoring.stories import BEGAN, story, week
-from tests.monitoring.test_pages import text
-from tests.monitoring.test_timeline import deployed, rollout, started
+from tests.monitoring.runs import deployed, rollout, started
+from tests.monitoring.stories import BEGAN, story, text, week
 
 NAMES = {
     "digits",

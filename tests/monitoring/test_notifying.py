@@ -18,30 +18,15 @@ from meguri_contracts.events import (
     NoticeFailed,
     NoticeSent,
 )
-from meguri_contracts.spec import ModelSpec
 from meguri_contracts.topology import MONITORING_NOTICES
 from meguri_monitoring.app import build
 from meguri_monitoring.notices import notifying, sending
 from meguri_monitoring.settings import Settings
 from tests.conftest import Broker, free_port, until
 from tests.monitoring.episodes_of import TRACE, opening
-from tests.monitoring.sinks import Mailbox, mail_server, web_server
-from tests.monitoring.test_killed import Replica
+from tests.monitoring.replica import Replica
+from tests.monitoring.sinks import Mailbox, mail_server, spec, web_server
 from tests.services import Wire, name, running, wire
-
-
-def spec(model: str, *urls: str, language: str = "en") -> ModelSpec:
-    return ModelSpec.model_validate(
-        {
-            "model": model,
-            "task": "classification",
-            "dataset": {"name": model, "columns": {"x": {"type": "number"}, "label": {"type": "integer"}}},
-            "target": "label",
-            "estimator": {"name": "LogisticRegression"},
-            "gate": "accuracy > 0",
-            "notify": {"urls": urls, "language": language},
-        }
-    )
 
 
 def mail_url(port: int) -> str:

@@ -12,7 +12,7 @@ from meguri_monitoring.reports.pages import Look
 from meguri_monitoring.reports.story import Amount, Part
 from meguri_monitoring.wording.wording import LANGUAGES
 from tests.monitoring.episodes_of import KINDS, TRACE
-from tests.monitoring.stories import BEGAN, story, week
+from tests.monitoring.stories import BEGAN, story, text, week
 
 EVIL = '<script>alert("x")</script>\'"><img src=x onerror=alert(1)>'
 MADE = BEGAN + timedelta(hours=5)
@@ -40,11 +40,6 @@ class Read(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-
-def text(page: str) -> str:
-    """What a reader sees, more or less."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

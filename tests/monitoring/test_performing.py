@@ -1,58 +1,15 @@
 """Answers that become worse are told once, of each version that gives some, and once when they are as good as before."""
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pytest
 
 from meguri_contracts.events import EpisodeResolved, PerformanceDegraded
 from tests.conftest import until
-from tests.monitoring.conftest import Monitoring, message, values
-from tests.monitoring.test_plans import settled
-from tests.monitoring.test_quality import label, quality
-from tests.monitoring.test_replay import at
-from tests.monitoring.test_scoring import begun
+from tests.monitoring.answers import RULE, answered, begun, label, quality
+from tests.monitoring.conftest import Monitoring
+from tests.monitoring.state import settled
 from tests.services import name
-
-__all__ = ["at"]
-
-RULE = {"drop": 0.1, "min_labels": 50}
-
-
-async def answered(
-    monitoring: Monitoring,
-    rows: int,
-    producer: str,
-    share: float,
-    version: int = 1,
-    role: str = "champion",
-    ids: list[str] | None = None,
-) -> list[str]:
-    """Predictions and their labels, so many of them wrong; returns the ids of these. Waits until they are scored."""
-    before = (await arms(monitoring))[version, role == "shadow"]
-    ids = ids or [name("p") for _ in range(rows)]
-    answer = {"label": [7] * rows, "probability": [0.9] * rows}
-    body = message(
-        monitoring.model, values(rows, 1), producer, version, ids=ids, role=role, time=datetime.now(UTC), answer=answer
-    )
-    await monitoring.predict(body)
-    wrong = [id_ for id_, draw in zip(ids, np.random.default_rng(rows).random(rows), strict=True) if draw < share]
-    await label(monitoring, {id_: 8 if id_ in wrong else 7 for id_ in ids})
-
-    async def counted() -> bool:
-        return (await arms(monitoring))[version, role == "shadow"] == before + rows
-
-    await until(counted, "the labels")
-    return wrong
-
-
-async def arms(monitoring: Monitoring) -> Mapping[tuple[int, bool], int]:
-    """By version, and whether as a shadow, how many labels are counted."""
-    found = await quality(monitoring)
-    sides = (("versions", False), ("shadows", True))
-    return {(arm["version"], shadow): arm["labels"] for side, shadow in sides for arm in found[side]}
 
 
 async def known(monitoring: Monitoring, episode: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import pytest
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from tests.conftest import until
 from tests.monitoring.conftest import WINDOW, message, values
+from tests.monitoring.state import settled
 
 
 async def test_a_step_of_a_canary_neither_ends_the_episode_nor_begins_the_windows_of_the_champion_anew(monitoring):
@@ -101,9 +102,3 @@ async def test_predictions_of_a_shadow_disagree_from_a_thousandth_on(monitoring)
 
 def classes(labels: list[int], probability: float) -> dict:
     return {"label": labels, "probability": [probability] * len(labels)}
-
-
-async def settled(monitoring, sequence: int) -> None:
-    """Wait until the tables know of what stands at a sequence of the log."""
-    answer = await monitoring.http.get("/log/digest", headers={"Meguri-After": str(sequence)})
-    assert answer.status_code == 200

@@ -4,60 +4,19 @@ import asyncio
 import json
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import polars as pl
 import pytest
 
-from meguri_contracts.events import ArmQuality, Label, LabelsArrived, QualityMeasured
+from meguri_contracts.events import LabelsArrived, QualityMeasured
 from meguri_contracts.topology import MONITORING_LABELS
 from meguri_monitoring.quality.quality import Cell, Sums, as_number, as_text, metrics, scored, task_of
 from tests.conftest import until
-from tests.monitoring.conftest import Monitoring, message, values
-from tests.monitoring.test_plans import settled
-from tests.monitoring.test_replay import at, digest, wipe
+from tests.monitoring.answers import answer, label, measured, quality, sums
+from tests.monitoring.conftest import Monitoring
+from tests.monitoring.state import digest, settled, wipe
 from tests.services import name
-
-__all__ = ["at"]
-
-
-async def answer(
-    monitoring: Monitoring, version: int, role: str, labels: list, *, ids: list[str] | None = None
-) -> list[str]:
-    """Answers of a version, one id each."""
-    ids = ids or [name(f"v{version}") for _ in labels]
-    given = {"label": labels, "probability": [0.9] * len(labels)}
-    body = message(
-        monitoring.model, values(len(ids), 1), version=version, ids=ids, role=role, time=datetime.now(UTC), answer=given
-    )
-    await monitoring.predict(body)
-    return ids
-
-
-async def label(monitoring: Monitoring, labels: dict[str, object], **how) -> int:
-    arrived = LabelsArrived(
-        model=monitoring.model, labels=[Label(prediction_id=id_, label=true) for id_, true in labels.items()]
-    )
-    return await monitoring.wire.say(arrived, source="billing", **how)
-
-
-async def measured(monitoring: Monitoring, *counts: int) -> tuple[ArmQuality, ...]:
-    """What is said of the versions, once as many labels of each are counted."""
-
-    async def enough() -> tuple[ArmQuality, ...] | None:
-        said = await monitoring.wire.said(QualityMeasured, monitoring.model)
-        return said[-1].arms if said and tuple(arm.labels for arm in said[-1].arms) == counts else None
-
-    return await until(enough, f"{counts} labels")
-
-
-async def quality(monitoring: Monitoring) -> dict:
-    return (await monitoring.http.get(f"/models/{monitoring.model}/quality")).json()
-
-
-def sums(arms: tuple[ArmQuality, ...]) -> list[tuple[int, int, float, float]]:
-    return [(arm.version, arm.labels, arm.total, arm.squares) for arm in arms]
 
 
 async def test_labels_are_counted_for_the_version_that_answered_whether_they_come_before_or_after(at):

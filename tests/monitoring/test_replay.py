@@ -2,40 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import sqlalchemy
 from alembic import command
-from sqlmodel import SQLModel
 
 from meguri_chassis.store import Database
 from meguri_contracts.events import DriftDetected, EpisodeResolved, RolloutChanged
-from meguri_contracts.topology import LOG
 from meguri_monitoring import store
 from meguri_monitoring.app import MIGRATIONS
-from tests.conftest import Broker, until
-from tests.monitoring.conftest import WINDOW, Monitoring, message, monitoring_in, values
-from tests.monitoring.test_watching import counted
-from tests.services import name
-
-
-@pytest.fixture
-def at(broker: Broker, database_url: str, tmp_path: Path) -> Any:
-    """Start a replica on the same broker, database and files; a folder of its own has no tables of predictions."""
-    model = name("m")
-
-    @asynccontextmanager
-    async def start(folder: str = "var", url: str = database_url) -> AsyncIterator[Monitoring]:
-        async with monitoring_in(tmp_path / folder, broker, url, tmp_path / "artifacts", model) as monitoring:
-            yield monitoring
-
-    return start
+from tests.conftest import until
+from tests.monitoring.conftest import WINDOW, Monitoring, message, values
+from tests.monitoring.state import counted, digest, wipe
 
 
 async def story(monitoring: Monitoring) -> int:
@@ -60,25 +40,8 @@ async def all_said(monitoring: Monitoring) -> list[str]:
     return [message.id for kind in kinds for message in await monitoring.wire.heard(kind, monitoring.model)]
 
 
-async def digest(monitoring: Monitoring) -> tuple[int, str]:
-    """Position and digest, once the tables have all that the log has."""
-    last = (await monitoring.wire.js.stream_info(LOG)).state.last_seq
-    answer = await monitoring.http.get("/log/digest", headers={"Meguri-After": str(last)})
-    return answer.json()["position"], answer.json()["digest"]
-
-
 async def has_counted(url: str, last: int) -> None:
     await until(lambda: counted(url)["position"] == [last], "the count")
-
-
-def wipe(url: str) -> None:
-    """Empty every table, and keep their schema, as somebody would by hand."""
-    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    ours = [table for name, table in SQLModel.metadata.tables.items() if name.startswith(("monitoring_", "log_"))]
-    with engine.begin() as connection:
-        for table in ours:
-            connection.execute(table.delete())
-    engine.dispose()
 
 
 # --- in place ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from meguri_chassis.processes import Home
 from meguri_monitoring.evaluators.running import PlugInFailed, PlugIns
 from tests.conftest import until
-from tests.training.test_workers import is_gone, worker
+from tests.processes import is_gone, worker
 
 PREDICTIONS = {1: pl.DataFrame({"prediction_id": ["r:0", "r:1"], "x": [1.0, 2.0]})}
 MIB = 1024**2

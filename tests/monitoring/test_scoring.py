@@ -18,13 +18,10 @@ from meguri_monitoring.quality.joining import Joiner
 from meguri_monitoring.quality.store import Range
 from tests.conftest import until
 from tests.monitoring import recount
+from tests.monitoring.answers import begun, label
 from tests.monitoring.conftest import Monitoring, message, values
-from tests.monitoring.test_plans import settled
-from tests.monitoring.test_quality import label
-from tests.monitoring.test_replay import at, digest, wipe
+from tests.monitoring.state import digest, settled, wipe
 from tests.services import name
-
-__all__ = ["at"]
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SINCE = {"since": START.isoformat()}
@@ -92,12 +89,6 @@ class Traffic:
         if publish:
             await self.monitoring.predict(body)
         return ids, body
-
-
-async def begun(monitoring: Monitoring, **monitor: Any) -> None:
-    """Watch a model, and wait until it is known."""
-    await monitoring.watch(**monitor)
-    await settled(monitoring, (await monitoring.wire.js.stream_info("MEGURI")).state.last_seq)
 
 
 async def shown(monitoring: Monitoring, labels: int, version: int = 1, **asked: str) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from meguri_chassis.store import Database
 from meguri_contracts.events import (
     AnomalyDetected,
     ApprovalRequested,
-    Artifact,
-    Deployed,
     DriftDetected,
     EpisodeAcknowledged,
     EpisodeResolved,
@@ -21,47 +19,18 @@ from meguri_contracts.events import (
     Event,
     MeasuresRefilled,
     ModelTrained,
-    Plan,
     PromotionRejected,
-    RolloutChanged,
-    Signature,
-    Tensor,
     TrainingFailed,
-    TrainingStarted,
-    Trigger,
     Window,
 )
-from meguri_contracts.spec import ModelSpec
 from meguri_monitoring import projection, store
 from meguri_monitoring.app import MIGRATIONS
 from meguri_monitoring.episodes import store as episode_store
 from meguri_monitoring.episodes import timeline
 from meguri_monitoring.episodes.episodes import State, evolve
+from tests.monitoring.runs import FILE, SIGNATURE, deployed, rollout, started
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
-FILE = Artifact(uri="file:///f", digest="0", size=1)
-TENSOR = Tensor(name="input", datatype="FP32", shape=(-1, 1))
-SIGNATURE = Signature(features=("x",), input=TENSOR, outputs=(TENSOR,))
-SPEC = ModelSpec.model_validate(
-    {
-        "model": "m",
-        "task": "classification",
-        "dataset": {"name": "d", "columns": {"x": {"type": "number"}, "y": {"type": "integer"}}},
-        "target": "y",
-        "estimator": {"name": "LogisticRegression"},
-        "gate": "accuracy > 0",
-    }
-)
-
-
-def deployed(version: int, run: str) -> Deployed:
-    return Deployed(version=version, run=run, onnx=FILE, profile=FILE, signature=SIGNATURE)
-
-
-def rollout(champion: Deployed, canary: Deployed | None = None) -> RolloutChanged:
-    part = {"candidate": canary, "weight": 0.1, "step": 0, "policy": {}} if canary else None
-    plan = Plan.model_validate({"champion": champion, "canary": part})
-    return RolloutChanged(model="m", plan=plan, reason="as decided", actor="registry")
 
 
 def opening(episode: str = "ep", about: str = "drift") -> DriftDetected:
@@ -83,19 +52,6 @@ def opening(episode: str = "ep", about: str = "drift") -> DriftDetected:
 
 def measure(episode: str, subject: str) -> AnomalyDetected:
     return AnomalyDetected(model="m", version=1, episode=episode, about="measure", subject=subject, value=1, expected=0)
-
-
-def started(run: str, *events: str) -> TrainingStarted:
-    return TrainingStarted(
-        model="m",
-        run=run,
-        spec=SPEC,
-        spec_version=1,
-        dataset_version=1,
-        dataset_digest="d",
-        dataset_rows=10,
-        triggers=tuple(Trigger(event=event, kind="drift-detected") for event in events),
-    )
 
 
 @dataclass

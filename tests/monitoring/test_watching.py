@@ -1,16 +1,10 @@
-from typing import Any
-
 import polars as pl
 import pytest
-import sqlalchemy
-from sqlmodel import Session, select
 
-from meguri_chassis.store import Position
 from meguri_contracts.events import DriftDetected, EpisodeResolved
-from meguri_monitoring.store import PREDICTIONS as PREDICTED
-from meguri_monitoring.windows.store import PlannedRow, WindowRow
 from tests.conftest import until
 from tests.monitoring.conftest import TRACE, WINDOW, message, monitoring_in, values
+from tests.monitoring.state import counted
 from tests.services import name
 
 # --- windows ----------------------------------------------------------------------------------------------------------
@@ -138,23 +132,6 @@ async def test_a_version_without_a_reference_that_changes_its_columns_stops_nobo
 
 
 # --- in spite of crashes ----------------------------------------------------------------------------------------------
-
-
-def counted(database_url: str) -> dict[str, list[Any]]:
-    """The verdicts on windows, what is planned, and up to which message it is, once all of that is counted."""
-    engine = sqlalchemy.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
-    with Session(engine) as session:
-        # First: what is planned up to there is among the windows then.
-        position = [row.sequence for row in session.exec(select(Position).where(Position.projection == PREDICTED))]
-        windows = session.exec(select(WindowRow).order_by(WindowRow.version, WindowRow.rollout, WindowRow.number)).all()
-        closed = [row for row in windows if row.number is not None]
-        found = {
-            "judged": [(row.version, row.judged) for row in closed],
-            "planned": [(row.version, row.planner) for row in session.exec(select(PlannedRow))],
-            "position": position if all(row.judged for row in closed) else [],
-        }
-    engine.dispose()
-    return found
 
 
 async def test_a_service_that_was_stopped_in_between_counts_every_prediction_once(broker, database_url, tmp_path):

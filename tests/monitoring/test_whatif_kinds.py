@@ -24,16 +24,11 @@ from meguri_monitoring import store
 from meguri_monitoring.app import MIGRATIONS
 from meguri_monitoring.windows.store import WindowRow
 from tests.conftest import until
+from tests.monitoring.answers import RULE, answered, begun, label
 from tests.monitoring.conftest import FEATURES, Monitoring, message, values
-from tests.monitoring.test_evaluating import evaluated, evaluating, plugin, replay, request
-from tests.monitoring.test_performing import RULE, answered
-from tests.monitoring.test_plans import settled
-from tests.monitoring.test_quality import label
-from tests.monitoring.test_replay import at
-from tests.monitoring.test_scoring import begun
+from tests.monitoring.evaluators import evaluated, evaluating, replay, request
+from tests.monitoring.state import settled
 from tests.services import name
-
-__all__ = ["at", "plugin"]
 
 
 @dataclass

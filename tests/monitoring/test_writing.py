@@ -7,7 +7,7 @@ from deltalake import DeltaTable
 
 from meguri_monitoring.predictions import writing
 from meguri_monitoring.predictions.writing import Writer
-from tests.monitoring.test_predictions import batches, write_as_before
+from tests.monitoring.batches import batches, write_as_before
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.registry.test_api import Registry, registering, spec
+from tests.registry.registering import Registry, registering, spec
 
 
 @pytest.fixture

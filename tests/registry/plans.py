@@ -20,7 +20,7 @@ from meguri_contracts.spec import CanaryPolicy, TrialPolicy
 from meguri_registry import observing, rollouts
 from meguri_registry.models import Model, evolve
 from meguri_registry.promotion import apply_spec, deployed, judge
-from tests.registry.test_promotion import spec, trained
+from tests.registry.candidates import spec, trained
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 FAST = 0.0015

@@ -6,7 +6,7 @@ import pytest
 
 from meguri_contracts.events import AnomalyDetected, Artifact, PerformanceDegraded, RolloutChanged
 from tests.conftest import until
-from tests.registry.test_api import Registry, model_trained, spec
+from tests.registry.registering import Registry, model_trained, spec
 from tests.services import name
 
 

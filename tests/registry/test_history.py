@@ -15,7 +15,7 @@ from meguri_contracts.spec import CanaryPolicy
 from meguri_registry import history
 from meguri_registry.history import Known
 from meguri_registry.promotion import deployed
-from tests.registry.test_api import model_trained
+from tests.registry.registering import model_trained
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

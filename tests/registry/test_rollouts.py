@@ -11,8 +11,8 @@ from meguri_registry import rollouts
 from meguri_registry.models import Model, evolve, versions
 from meguri_registry.promotion import judge
 from meguri_registry.rollouts import roles, verdicts
+from tests.registry.candidates import trained, types
 from tests.registry.plans import Rollouts, arm, reason, scored, version
-from tests.registry.test_promotion import trained, types
 
 CANARY = {"rollout": {"strategy": "canary", "canary": {"steps": [0.1, 0.5], "requests": 100}}}
 

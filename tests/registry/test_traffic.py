@@ -11,7 +11,7 @@ from meguri_contracts.events import ArmObserved, ArmQuality, QualityMeasured, Ro
 from meguri_contracts.names import derived_id
 from tests.conftest import until
 from tests.registry.plans import arm, scored
-from tests.registry.test_api import Registry, kinds, model_trained, registering, spec, tables
+from tests.registry.registering import Registry, kinds, model_trained, registering, spec, tables
 from tests.services import name
 
 CANARY = {"rollout": {"strategy": "canary", "canary": {"steps": [0.1, 0.5], "requests": 100}}}

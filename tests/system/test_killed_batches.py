@@ -10,8 +10,8 @@ import pytest
 
 from meguri_contracts.events import BatchCompleted, ShardScored
 from tests.conftest import ROOT, free_port, until
-from tests.inference.conftest import forest  # noqa: F401
-from tests.inference.test_batches import Batching, batching, path  # noqa: F401
+from tests.inference.batches import Batching, path
+from tests.inference.conftest import batching, forest  # noqa: F401
 
 pytestmark = pytest.mark.timeout(600)
 

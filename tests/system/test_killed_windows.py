@@ -18,7 +18,7 @@ from meguri_chassis.profiles import RANK_ERROR
 from meguri_contracts.events import DriftDetected, EpisodeResolved
 from tests.conftest import Broker, until
 from tests.monitoring.conftest import WINDOW, Monitoring, message, values
-from tests.monitoring.test_killed import Replica
+from tests.monitoring.replica import Replica
 from tests.services import wire
 
 pytestmark = pytest.mark.timeout(600)

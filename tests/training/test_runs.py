@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from meguri_contracts.events import (
     ApprovalRequested,
-    Artifact,
     Contribution,
     DataCommitted,
     Deployed,
@@ -21,9 +20,7 @@ from meguri_contracts.events import (
     Plan,
     PromotionRejected,
     RolloutChanged,
-    Signature,
     SpecApplied,
-    Tensor,
     TrainingFailed,
     TrainingPostponed,
     TrainingRequested,
@@ -32,6 +29,7 @@ from meguri_contracts.events import (
 )
 from meguri_contracts.spec import Action, ModelSpec, Monitor, Notify, PredictionLog, Retrain
 from meguri_training.runs import MAX_TRIGGERS, PATIENCE, QUIET, Data, Model, decide, evolve, is_stormy, why_not
+from tests.training.versions import deployed
 
 MAX_HOPS = 16
 
@@ -164,13 +162,6 @@ def beside(champion: Deployed, role: str, run: str) -> RolloutChanged:
     }
     plan = Plan.model_validate({"champion": champion, **plans[role]})
     return RolloutChanged(model="digits", plan=plan, reason="r", actor="ada")
-
-
-def deployed(run: str, version: int) -> Deployed:
-    artifact = Artifact(uri="file:///a", digest="a", size=1)
-    tensor = Tensor(name="x", datatype="FP64", shape=(-1, 1))
-    signature = Signature(features=("x",), input=tensor, outputs=(tensor,))
-    return Deployed(version=version, run=run, onnx=artifact, profile=artifact, signature=signature)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import multiprocessing
 import os
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from meguri_contracts.spec import ModelSpec
 from meguri_training.fitting import CannotFit, Job
 from meguri_training.workers import WorkerDied, Workers
 from tests.conftest import until
+from tests.processes import is_gone, worker
 
 IRIS, SPECIES = load_iris(return_X_y=True)
 FLOWERS = pl.DataFrame(IRIS, schema=["a", "b", "c", "d"]).with_columns(species=SPECIES)
@@ -42,18 +42,6 @@ async def opened(folder):
     workers = Workers(Home("training", "replica-1", folder, "INFO"))
     async with workers.open():
         yield workers
-
-
-def worker() -> psutil.Process:
-    (process,) = multiprocessing.active_children()
-    return psutil.Process(process.pid)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def test_a_fit_is_done_in_another_process_and_a_killed_one_is_replaced(tmp_path):
