@@ -7,6 +7,7 @@ steps of ten), `MEGURI_INFERENCE_PROCESSES` the number of processes that answer 
 
 import configparser
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ NEEDED_BYTES = 512 * 1024 * 1024
 REPLICA_STEP = 10
 METRICS_STEP = 1000
 """From the port that processes share to the first of those where each gives its own metrics."""
+NOT_IN_PATHS = ("%", '"', "\n")
 STOP_PATIENCE = 40
 """Seconds in which everything must have stopped."""
 
@@ -44,10 +46,12 @@ class Process:
     """One process of the laptop. `port` 0 listens on none."""
 
     name: str
-    command: str
+    command: tuple[str, ...]
     port: int
     port_setting: str
     environment: Mapping[str, str]
+    folder: Path = ROOT
+    """Where it is started."""
 
 
 class Laptop:
@@ -64,10 +68,10 @@ class Laptop:
 
     def __enter__(self) -> Self:
         processes = list(self._processes())
-        _require_disk(self.var)
+        _require_folder(self.var)
         _require_free(processes)
         config = self.var / "supervisord.conf"
-        with config.open("w") as file:
+        with config.open("w", encoding="utf-8") as file:
             self._config(processes).write(file)
         (self.var / "log").mkdir(exist_ok=True)
         (self.var / "incoming").mkdir(exist_ok=True)
@@ -108,15 +112,17 @@ class Laptop:
                 "MEGURI_NATS_NAME": "laptop",
                 "MEGURI_NATS_LISTEN": f"127.0.0.1:{port}",
                 "MEGURI_NATS_MONITOR": f"127.0.0.1:{monitor}",
-                "MEGURI_NATS_STORE": str(self.var / "nats"),
+                # From where it is started: its configuration takes no path with a space out of the environment.
+                "MEGURI_NATS_STORE": "nats",
             }
-            yield Process("nats", f"{NATS} -c {ROOT / 'infra/nats.conf'}", port, "MEGURI_NATS_PORT", broker)
+            command = (str(NATS), "-c", str(ROOT / "infra/nats.conf"))
+            yield Process("nats", command, port, "MEGURI_NATS_PORT", broker, self.var.absolute())
         for service in SERVICES:
             setting = f"MEGURI_{service.upper()}_PORT"
             for replica in range(int(os.environ.get(f"MEGURI_{service.upper()}_REPLICAS", "1"))):
                 port = _port(service.upper(), PORTS[service]) + REPLICA_STEP * replica
                 name = service if replica == 0 else f"{service}-{replica + 1}"
-                command = f"{sys.executable} {self._launch(service)}"
+                command = (sys.executable, *self._launch(service).split())
                 for nth, environment in enumerate(_processes_of(service, port)):
                     own = f"{name}-p{nth + 1}" if nth else name
                     yield Process(own, command, port, setting, {setting: str(port), **environment})
@@ -136,8 +142,8 @@ class Laptop:
         for process in processes:
             environment = {"MEGURI_VAR": str(self.var), **process.environment}
             config[f"program:{process.name}"] = {
-                "command": process.command,
-                "directory": str(ROOT),
+                "command": shlex.join(process.command),
+                "directory": str(process.folder),
                 "environment": ",".join(f'{name}="{value}"' for name, value in environment.items()),
                 # Stopped together, the broker last, so that all can say what they have in hand.
                 "priority": "1" if process.name == "nats" else "2",
@@ -188,7 +194,10 @@ def _require_free(processes: list[Process]) -> None:
                 ) from error
 
 
-def _require_disk(var: Path) -> None:
+def _require_folder(var: Path) -> None:
+    for folder, remedy in ((ROOT, "move meguri"), (var.absolute(), "name another with MEGURI_VAR")):
+        if strange := [sign for sign in NOT_IN_PATHS if sign in str(folder)]:
+            raise CannotStart(f"supervisor takes no {strange[0]} in the name of a folder, as in {folder}: {remedy}")
     try:
         var.mkdir(parents=True, exist_ok=True)
     except OSError as error:

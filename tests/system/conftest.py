@@ -78,7 +78,9 @@ def started(env: dict[str, str], printed: Path, option: str, until: str) -> Iter
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     """The system after its story, still running."""
     folder = tmp_path_factory.mktemp("system")
-    laptop = Laptop(environment(folder / "var"), folder / "var", folder / "printed")
+    # Where somebody's home may be.
+    var = folder / "巡り no. 1"
+    laptop = Laptop(environment(var), var, folder / "printed")
     with started(laptop.env, laptop.printed, "", "goes on running"):
         yield laptop
 

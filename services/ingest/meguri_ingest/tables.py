@@ -16,9 +16,10 @@ from typing import Any
 import obstore
 import obstore.exceptions
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
+from deltalake import CommitProperties, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
 
+from meguri_chassis.delta import Table
 from meguri_contracts.errors import Invalid, NotFound, TemporaryError
 from meguri_contracts.events import Contribution, DataCommitted
 from meguri_ingest.digests import chained, content_digest
@@ -129,7 +130,7 @@ class DatasetTable:
         )
 
     def _said(self, version: int) -> DataCommitted | None:
-        # Not by DeltaTable.history(): it numbers commits wrongly when another writer has moved on since the table was opened.
+        # Not by Table.history(): it numbers commits wrongly when another writer has moved on since the table was opened.
         root = self.uri if "://" in self.uri else Path(self.uri).absolute().as_uri()
         log = obstore.get(obstore.store.from_url(f"{root}/_delta_log"), f"{version:020}.json").bytes()
         commits = (json.loads(line).get("commitInfo", {}) for line in bytes(log).splitlines())
@@ -178,23 +179,21 @@ def read(uri: str, version: int) -> pl.DataFrame:
             raise NotFound(f"{uri}: files of version {version} were removed; versions in use must be kept") from error
 
 
-def _opened(uri: str) -> DeltaTable | None:
+def _opened(uri: str) -> Table | None:
     try:
-        return DeltaTable(uri)
+        return Table(uri)
     except TableNotFoundError:
         return None
 
 
-def _created(uri: str, columns: Mapping[str, pl.DataType]) -> DeltaTable:
+def _created(uri: str, columns: Mapping[str, pl.DataType]) -> Table:
     # Without tries of its own: of two that come first, the second would create the table over the first's.
     once = CommitProperties(max_commit_retries=0)
     schema = Schema.from_arrow(pl.Schema(columns))
-    return DeltaTable.create(uri, schema, mode="error", configuration=_PROPERTIES, commit_properties=once)
+    return Table.create(uri, schema, mode="error", configuration=_PROPERTIES, commit_properties=once)
 
 
-def _append(
-    table: DeltaTable, rows: pl.DataFrame, step: Transaction, metadata: dict[str, str], *, retries: int
-) -> None:
+def _append(table: Table, rows: pl.DataFrame, step: Transaction, metadata: dict[str, str], *, retries: int) -> None:
     # With 0 retries even maintenance in between is a lost race, and the version told in the metadata is the one written.
     properties = CommitProperties(custom_metadata=metadata, app_transactions=[step], max_commit_retries=retries)
     write_deltalake(table, rows, mode="append", commit_properties=properties)

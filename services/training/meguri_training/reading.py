@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from numpy.typing import NDArray
 
+from meguri_chassis.delta import Table
 from meguri_contracts.errors import Invalid, NotFound
 
 Target = NDArray[Any]
@@ -32,7 +32,7 @@ def read(table_uri: str, version: int, columns: Sequence[str], optional: Sequenc
     Raises NotFound when table, version or files are gone, Invalid when it lacks a column, OSError when storage fails.
     """
     try:
-        table = DeltaTable(table_uri, version=version)
+        table = Table(table_uri, version=version)
         there = {field.name for field in table.schema().fields}
         if missing := [name for name in columns if name not in there]:
             raise Invalid(f"column {missing[0]!r} is not in version {version} of the dataset; send rows that have it")

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
+from meguri_chassis.delta import Table
 from meguri_contracts.errors import Invalid, NotFound
 from meguri_monitoring.predictions.writing import TableBusy, tidy
 
@@ -34,7 +35,7 @@ def table_uri(data_url: str, model: str, evaluator: str) -> str:
 def kept_up_to(table_uri: str) -> int:
     """Return the sequence of the last prediction that the rows of a table are about; 0 when there is no table."""
     try:
-        return DeltaTable(table_uri).transaction_version(_WRITER) or 0
+        return Table(table_uri).transaction_version(_WRITER) or 0
     except TableNotFoundError:
         return 0
 
@@ -42,7 +43,7 @@ def kept_up_to(table_uri: str) -> int:
 def scan(table_uri: str) -> pl.LazyFrame | None:
     """Return the rows of an evaluator; None without a table."""
     try:
-        return pl.scan_delta(DeltaTable(table_uri))
+        return pl.scan_delta(Table(table_uri))
     except TableNotFoundError:
         return None
 
@@ -53,12 +54,12 @@ def as_written(table_uri: str) -> pl.LazyFrame | None:
     Raises NotFound when the versions of the table from before that are gone.
     """
     try:
-        table = DeltaTable(table_uri)
+        table = Table(table_uri)
     except TableNotFoundError:
         return None
     try:
         refills = range(1, (table.transaction_version(_REFILLER) or 0) + 1)
-        befores = [DeltaTable(table_uri, version=_refilled_at(table_uri, nth, table.version()) - 1) for nth in refills]
+        befores = [Table(table_uri, version=_refilled_at(table_uri, nth, table.version()) - 1) for nth in refills]
     except (DeltaError, TableNotFoundError) as error:
         raise NotFound(f"{table_uri} was filled in later, and cannot be read as it was before: {error}") from error
     parts, after = [], 0
@@ -76,7 +77,7 @@ def _refilled_at(table_uri: str, nth: int, version: int) -> int:
 def _refills(table_uri: str, version: int) -> int:
     """How often a table was filled in by a version; 0 for one that is gone."""
     try:
-        return DeltaTable(table_uri, version=version).transaction_version(_REFILLER) or 0
+        return Table(table_uri, version=version).transaction_version(_REFILLER) or 0
     except (DeltaError, TableNotFoundError):
         return 0
 
@@ -118,7 +119,7 @@ def _refill(table_uri: str, rows: pl.DataFrame) -> int:
 
 
 @contextmanager
-def _one_writer(table_uri: str, rows: pl.DataFrame) -> Iterator[DeltaTable]:
+def _one_writer(table_uri: str, rows: pl.DataFrame) -> Iterator[Table]:
     # One handle from look to write: of two that saw the same table one conflicts.
     try:
         yield _opened(table_uri, rows)
@@ -126,20 +127,18 @@ def _one_writer(table_uri: str, rows: pl.DataFrame) -> Iterator[DeltaTable]:
         raise TableBusy(f"{table_uri} has another writer: {error}") from error
 
 
-def _opened(table_uri: str, like: pl.DataFrame) -> DeltaTable:
+def _opened(table_uri: str, like: pl.DataFrame) -> Table:
     try:
-        return DeltaTable(table_uri)
+        return Table(table_uri)
     except TableNotFoundError:
         # Without tries of its own: of two that come first, the second would create the table over the first's.
         once = CommitProperties(max_commit_retries=0)
         schema = like.clear().to_arrow().schema
         found_by: dict[str, str | None] = {"delta.dataSkippingStatsColumns": "key,time,_sequence"}
-        return DeltaTable.create(
-            table_uri, schema=schema, mode="ignore", configuration=found_by, commit_properties=once
-        )
+        return Table.create(table_uri, schema=schema, mode="ignore", configuration=found_by, commit_properties=once)
 
 
-def _write(table: DeltaTable, rows: pl.DataFrame, marker: Transaction) -> None:
+def _write(table: Table, rows: pl.DataFrame, marker: Transaction) -> None:
     properties = CommitProperties(app_transactions=[marker])
     columns = dict(pl.scan_delta(table).collect_schema())
     added = set(rows.columns) - set(columns)

@@ -3,9 +3,9 @@
 from typing import Any
 
 import polars as pl
-from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from meguri_chassis.delta import Table
 from meguri_contracts.errors import TemporaryError
 from meguri_monitoring.predictions.predictions import CHAMPION, DETAIL_TYPES, ROLE, SEQUENCE, SHADOW
 
@@ -25,7 +25,7 @@ def table_uri(data_url: str, model: str, version: int) -> str:
 def kept_up_to(table_uri: str) -> int:
     """Return the last sequence that the table of a version has; 0 when there is no table."""
     try:
-        return DeltaTable(table_uri).transaction_version(WRITER) or 0
+        return Table(table_uri).transaction_version(WRITER) or 0
     except TableNotFoundError:
         return 0
 
@@ -37,7 +37,7 @@ def scan(table_uri: str, *, shadow: bool | None = False) -> pl.LazyFrame | None:
     Rows of before `PREDICTION_DETAILS` are of a champion.
     """
     try:
-        rows = pl.scan_delta(DeltaTable(table_uri))
+        rows = pl.scan_delta(Table(table_uri))
     except TableNotFoundError:
         return None
     columns = rows.collect_schema().names()

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import polars as pl
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
+from meguri_chassis.delta import Table
 from meguri_contracts.errors import TemporaryError
 from meguri_monitoring.predictions.predictions import DETAIL_TYPES, ENTITY, ROLE, SEQUENCE, Batch, ColumnDiffers
 from meguri_monitoring.predictions.tables import WRITER
@@ -50,7 +51,7 @@ class TableBusy(TemporaryError):
 class _Opened:
     """A table as it was after our last commit."""
 
-    table: DeltaTable
+    table: Table
     columns: Columns
     version: int
     mark: tuple[int, int] | None
@@ -101,7 +102,7 @@ class Writer:
         self._hold(table_uri, table, columns)
         return rows.height
 
-    def _opened(self, table_uri: str, like: pl.DataFrame) -> tuple[DeltaTable, Columns]:
+    def _opened(self, table_uri: str, like: pl.DataFrame) -> tuple[Table, Columns]:
         held = self._held.pop(table_uri, None)
         # One that was deleted meanwhile, and perhaps made again, says nothing when it is brought up to date.
         if held and held.mark and _mark(held.table, held.version) == held.mark:
@@ -111,7 +112,7 @@ class Writer:
         table = _open(table_uri, like)
         return table, dict(pl.scan_delta(table).collect_schema())
 
-    def _hold(self, table_uri: str, table: DeltaTable, columns: Columns) -> None:
+    def _hold(self, table_uri: str, table: Table, columns: Columns) -> None:
         version = table.version()
         self._held[table_uri] = _Opened(table, columns, version, _mark(table, version))
         while len(self._held) > HELD_OPEN:
@@ -125,7 +126,7 @@ def _rows(batches: Sequence[Batch], columns: Columns) -> tuple[pl.DataFrame, Col
     return pl.concat([_fitted(batch.frame, columns) for batch in batches]), columns, bool(added)
 
 
-def tidy(table: DeltaTable, written_as: WriterProperties | None = None, *, unused_hours: int) -> None:
+def tidy(table: Table, written_as: WriterProperties | None = None, *, unused_hours: int) -> None:
     """Now and then put small files of a table together, and remove those that have not been of it for so many hours.
 
     What another writer does at the same time is left to it.
@@ -136,7 +137,7 @@ def tidy(table: DeltaTable, written_as: WriterProperties | None = None, *, unuse
         logger.info("%s is tidied another time: %s", table.table_uri, error)
 
 
-def _tidy(table: DeltaTable, version: int, written_as: WriterProperties | None, unused_hours: int) -> None:
+def _tidy(table: Table, version: int, written_as: WriterProperties | None, unused_hours: int) -> None:
     if version % COMPACT_EVERY == 0:
         size = None if version % WHOLE_EVERY == 0 else COMPACTED
         table.optimize.compact(target_size=size, writer_properties=written_as)
@@ -155,7 +156,7 @@ def _forgets(unused_hours: int) -> dict[str, str]:
     return {"delta.logRetentionDuration": kept, "delta.deletedFileRetentionDuration": kept}
 
 
-def _mark(table: DeltaTable, version: int) -> tuple[int, int] | None:
+def _mark(table: Table, version: int) -> tuple[int, int] | None:
     place = urlsplit(table.table_uri)
     if place.scheme not in ("", "file"):
         return None
@@ -177,14 +178,14 @@ def _written_as(columns: tuple[str, ...]) -> WriterProperties:
     )
 
 
-def _open(table_uri: str, like: pl.DataFrame) -> DeltaTable:
+def _open(table_uri: str, like: pl.DataFrame) -> Table:
     try:
-        return DeltaTable(table_uri)
+        return Table(table_uri)
     except TableNotFoundError:
         # Without tries of its own: of two that come first, the second would create the table over the first's.
         once = CommitProperties(max_commit_retries=0)
         schema = like.clear().to_arrow().schema
-        return DeltaTable.create(
+        return Table.create(
             table_uri,
             schema=schema,
             mode="ignore",
