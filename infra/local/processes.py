@@ -32,7 +32,8 @@ NEEDED_BYTES = 512 * 1024 * 1024
 REPLICA_STEP = 10
 METRICS_STEP = 1000
 """From the port that processes share to the first of those where each gives its own metrics."""
-NOT_IN_PATHS = ("%", '"', "\n")
+NOT_IN_PATHS = ("%", '"', "?", "#", " ;", ",", "[", "]", "\\", "\n", "\r")
+"""What supervisor, SQLite's addresses, lists of roots or Delta tables take for something else."""
 STOP_PATIENCE = 40
 """Seconds in which everything must have stopped."""
 
@@ -197,7 +198,7 @@ def _require_free(processes: list[Process]) -> None:
 def _require_folder(var: Path) -> None:
     for folder, remedy in ((ROOT, "move meguri"), (var.absolute(), "name another with MEGURI_VAR")):
         if strange := [sign for sign in NOT_IN_PATHS if sign in str(folder)]:
-            raise CannotStart(f"supervisor takes no {strange[0]} in the name of a folder, as in {folder}: {remedy}")
+            raise CannotStart(f"the name of a folder may have no {strange[0]!r}, as in {folder}: {remedy}")
     try:
         var.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,6 +8,7 @@ import pytest
 from meguri_chassis.places import NotAllowed, Unreachable, Unreadable
 from meguri_contracts.errors import Malformed, NotFound, TooLarge
 from meguri_ingest.fetching import open_uri
+from meguri_ingest.settings import Settings
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_nothing_outside_of_the_root_is_opened_by_whatever_name(incoming, path):
 def test_other_schemes_hosts_and_prefixes_are_not_allowed(uri):
     with pytest.raises(NotAllowed):
         open_uri(uri, ["file:///srv/incoming", "s3://b/p"], limit=100)
+
+
+@pytest.mark.parametrize("name", ["#1", "what?", "巡り no. 1", "50% off"])
+def test_the_root_below_a_folder_of_any_name_is_that_folder(name, incoming):
+    (incoming / name / "incoming").mkdir(parents=True)
+    (incoming / name / "incoming" / "a.csv").write_bytes(b"inside")
+    roots = [Settings(var=incoming / name).roots]
+
+    assert open_uri((incoming / name / "incoming" / "a.csv").as_uri(), roots, limit=100) == b"inside"
+    with pytest.raises(NotAllowed):
+        open_uri(f"{incoming.as_uri()}/a%20b.csv", roots, limit=100)
 
 
 def test_a_root_may_be_a_link_itself(incoming):

@@ -24,10 +24,10 @@ class Settings(ServiceSettings):
     """Whether other processes listen on the same port (SO_REUSEPORT): the kernel shares the connections out among them."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """A port of its own where this process gives its metrics: on a shared one nobody knows whose `/metrics` he gets."""
-    batch_inputs: str = Field(default_factory=lambda data: f"file://{(data['var'] / 'incoming').absolute()}")
+    batch_inputs: str = Field(default_factory=lambda data: (data["var"] / "incoming").absolute().as_uri())
     """Where the rows of a batch may be: URLs separated by commas, file:///…, s3://…; everything below each is allowed.
     All replicas must see the same there."""
-    batch_outputs: str = Field(default_factory=lambda data: f"file://{(data['var'] / 'batches').absolute()}")
+    batch_outputs: str = Field(default_factory=lambda data: (data["var"] / "batches").absolute().as_uri())
     """Where the predictions of a batch may be put; likewise."""
     max_compared_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     """Largest body of a request to compare two versions, held in memory whole."""

@@ -154,6 +154,7 @@ def _judged(row: window_store.WindowRow) -> dict[str, Any]:
         "producer": culprit.producer if culprit else "",
         "share": culprit.share if culprit else 0.0,
         "samples": culprit.samples if culprit else (),
+        "why": judged.why,
         **(row.judged or {}),
         "late": row.late,
         "decided": row.decided,

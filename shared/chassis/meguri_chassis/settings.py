@@ -27,7 +27,7 @@ class ServiceSettings(BaseSettings):
     """SQLite or PostgreSQL: `postgresql://user:password@host/name`."""
     data_url: str = Field(default_factory=lambda data: str(data["var"] / "data"))
     """Folder or object-store URL of the Delta tables."""
-    artifacts_url: str = Field(default_factory=lambda data: f"file://{(data['var'] / 'artifacts').absolute()}")
+    artifacts_url: str = Field(default_factory=lambda data: (data["var"] / "artifacts").absolute().as_uri())
     """Object-store URL of the content-addressed artifacts."""
     replica: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     continue_trace_max_age: float = Field(default=60, ge=0)

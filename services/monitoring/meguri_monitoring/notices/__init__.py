@@ -1,1 +1,1 @@
-"""An episode's messages to people: worded, sent, tried again."""
+"""An episode's messages to people: sent, tried again."""

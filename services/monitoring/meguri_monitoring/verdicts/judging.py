@@ -49,6 +49,8 @@ class Judged:
     """Kinds in which something moved, but less than the rule's share of all: then nothing counts as moved."""
     why: str = ""
     """Why it was not judged."""
+    lasting: bool = False
+    """Whether no window of the version can be judged, as the rule is."""
 
     def moved(self, about: EpisodeKind) -> tuple[Finding, ...]:
         """Return what moved in one respect, worst first."""
@@ -77,7 +79,7 @@ def judge(
     those of earlier releases, is not judged.
     """
     live = together(reference, shares)
-    why = _too_few({"the reference": reference.rows, "the window": live.rows}, rule.min_rows)
+    why = _too_few("reference", reference, rule) or _too_few("window", live, rule)
     found, tolerated = ([], ()) if why else _findings(reference, live, rule)
     whole = Judged(
         version=version,
@@ -91,6 +93,7 @@ def judge(
         late=late,
         tolerated=tolerated,
         why=why,
+        lasting=reference.rows < rule.min_rows,
     )
     culprits = {
         about: _culprit(about, moved, reference, shares) for about in DISTANCES if (moved := whole.moved(about))
@@ -117,10 +120,11 @@ def contributions(
     return blaming.contributions(columns, DISTANCES[about])
 
 
-def _too_few(rows: Mapping[str, int], needed: int) -> str:
+def _too_few(what: str, profile: Profile, rule: Monitor) -> str:
     """Say why there can be no verdict; empty if there can."""
-    few = [f"{what} has {there} rows" for what, there in rows.items() if there < needed]
-    return f"{' and '.join(few)}, a verdict needs {needed} (monitor.min_rows)" if few else ""
+    if profile.rows >= rule.min_rows:
+        return ""
+    return f"the {what} has {profile.rows} rows, a verdict needs {rule.min_rows} (monitor.min_rows)"
 
 
 def _findings(reference: Profile, live: Profile, rule: Monitor) -> tuple[list[Finding], tuple[EpisodeKind, ...]]:

@@ -93,11 +93,23 @@ class Counter:
         self._references = references
         self._data_url = data_url
         self._judged = judged
-        self._unwatched: dict[str, str] = {}
+        self._unjudged: dict[tuple[str, int], str] = {}
+        """By model and version why no window of it can be judged."""
 
     def trouble(self) -> str | None:
-        """Which models can never be judged as they are, and why, in words for an operator."""
-        return "; ".join(self._unwatched.values()) or None
+        """Which versions that answer get no verdicts and why, in words for an operator."""
+        if not (unjudged := sorted(self._unjudged.items())):
+            return None
+        with self._database.read() as session:
+            plans = {model: store.plan(session, model) for (model, _), _ in unjudged}
+        return (
+            "; ".join(
+                f"{model} version {version} gets no verdicts: {why}"
+                for (model, version), why in unjudged
+                if (plan := plans[model]) and version in plan.versions
+            )
+            or None
+        )
 
     async def run(self) -> None:
         """Count for ever."""
@@ -173,9 +185,10 @@ class Counter:
 
     def _verdict(self, row: WindowRow, counted: Counted, reference: Profile, rule: Monitor) -> Verdict:
         judged = verdict(row, counted, reference, rule)
-        self._unwatched.pop(row.model, None)
-        if reference.rows < rule.min_rows:
-            self._unwatched[row.model] = f"{row.model} version {row.version} is not watched: {judged.why}"
+        if judged.lasting:
+            self._unjudged[row.model, row.version] = judged.why
+        else:
+            self._unjudged.pop((row.model, row.version), None)
         moved = any(finding.moved for finding in judged.findings)
         return Verdict(row.id or 0, judged, evidence(judged, counted.shares, reference) if moved else None)
 
