@@ -70,8 +70,9 @@ def _train(
             "gate": "accuracy >= 0",
         }
     )
+    # The same rows each time: another measurement may have written them.
     table = folder / f"data-{name}"
-    pl.DataFrame(x, features).with_columns(pl.Series("y", y)).write_delta(str(table))
+    pl.DataFrame(x, features).with_columns(pl.Series("y", y)).write_delta(str(table), mode="ignore")
     fitted = fit(Job(run=f"{name}-1", spec=spec, table_uri=str(table), dataset_version=0))
     rows = x[np.random.default_rng(0).integers(0, len(x), asked)]
     return Model(name, spec, fitted, np.ascontiguousarray(rows, np.float64))
