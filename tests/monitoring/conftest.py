@@ -164,6 +164,10 @@ class Monitoring:
 
         return await until(enough, f"{count} {kind.kind()}")
 
+    async def warnings(self) -> list[str]:
+        """What an operator should look at."""
+        return (await self.http.get("/health/ready")).json()["warnings"]
+
     async def dead_letters(self) -> list[tuple[int, str]]:
         """Sequence and reason of each message that was set aside."""
         letters = [msg.headers or {} for msg in await self.wire.stored(DEAD, f"{DEAD_PREFIX}.{NAME}.>")]

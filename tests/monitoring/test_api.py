@@ -81,34 +81,27 @@ async def test_an_episode_whose_id_begins_alike_is_offered(monitoring):
 
 
 async def test_a_version_whose_reference_is_too_small_for_a_verdict_is_a_warning_until_the_rule_takes_it(monitoring):
-    async def warnings() -> list[str]:
-        return (await monitoring.http.get("/health/ready")).json()["warnings"]
-
     await monitoring.apply(2, window_rows=1100, min_rows=1001)
     await monitoring.predict(message(monitoring.model, values(1100, 1)))
     (window,) = await monitoring.windows(1)
     why = "the reference has 1000 rows, a verdict needs 1001 (monitor.min_rows)"
     assert (window["judged"], window["why"]) == (False, why)
-    assert await warnings() == [f"{monitoring.model} version 1 gets no verdicts: {why}"]
+    assert await monitoring.warnings() == [f"{monitoring.model} version 1 gets no verdicts: {why}"]
 
     await monitoring.apply(3, window_rows=1100, min_rows=1000)
     await monitoring.predict(message(monitoring.model, values(1100, 2)))
     _, window = await monitoring.windows(2)
     assert (window["judged"], window["why"]) == (True, "")
-    assert await warnings() == []
+    assert await monitoring.warnings() == []
 
 
 async def test_a_version_that_answers_no_more_is_no_warning(monitoring):
-    async def warnings() -> list[str]:
-        return (await monitoring.http.get("/health/ready")).json()["warnings"]
-
     await monitoring.apply(2, window_rows=1100, min_rows=1001)
     await monitoring.predict(message(monitoring.model, values(1100, 1)))
-    await until(warnings, "the warning")
+    await until(monitoring.warnings, "the warning")
     await monitoring.roll_out(2)
 
-    await until(lambda: is_gone(warnings), "its end")
+    async def is_gone() -> bool:
+        return not await monitoring.warnings()
 
-
-async def is_gone(warnings) -> bool:
-    return not await warnings()
+    await until(is_gone, "its end")
