@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from meguri.provisioning import provision
+from meguri_chassis.store import StoreUnavailable
 from meguri_contracts.topology import LOG
 from meguri_registry.app import build
 from meguri_registry.settings import Settings
@@ -135,3 +136,17 @@ async def test_a_service_stops_although_a_task_of_it_has_lost_its_cancellation(b
     service.follow(service.reader(LOG, ["meguri.events.>"], "deaf"), deaf_once)
     async with asyncio.timeout(PATIENCE), running(service):
         await began.wait()
+
+
+async def test_a_warning_that_cannot_be_looked_up_says_why_and_the_replica_stays_ready(broker, tmp_path):
+    service = build(Settings(nats_url=broker.url, var=tmp_path))
+
+    def away() -> str:
+        raise StoreUnavailable("the database does not answer: it is away")
+
+    service.warnings += [away, lambda: "look here"]
+    async with running(service) as http:
+        answer = await http.get("/health/ready")
+
+    assert answer.status_code == 200
+    assert answer.json()["warnings"] == ["the database does not answer: it is away", "look here"]

@@ -338,7 +338,12 @@ class Service:
     def what_to_look_at(self) -> list[str]:
         """What an operator should look at although this replica works."""
         full = [self.log.full] if self.log.full else []
-        return [*full, *self._parked(), *self._left_alone(), *(found for ask in self.warnings if (found := ask()))]
+        return [
+            *full,
+            *self._parked(),
+            *self._left_alone(),
+            *(found for ask in self.warnings if (found := _asked(ask))),
+        ]
 
     def _left_alone(self) -> list[str]:
         left = len(self.projection.left_alone) if self.projection else 0
@@ -355,6 +360,14 @@ class Service:
             return [str(error)]
         telemetry.DEAD_LETTERS.set(len(letters))
         return [f"{len(letters)} parked since {letters[0].time:%Y-%m-%d %H:%M}: see `meguri dead`"] if letters else []
+
+
+def _asked(ask: Callable[[], str | None]) -> str | None:
+    """What there is to look at, or why that cannot be said now."""
+    try:
+        return ask()
+    except MeguriError as error:
+        return str(error)
 
 
 def _shared(host: str, port: int) -> socket.socket:

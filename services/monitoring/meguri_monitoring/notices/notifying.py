@@ -20,7 +20,7 @@ from meguri_chassis.deciding import Decider
 from meguri_chassis.log import EventLog, Message
 from meguri_chassis.projection import Projection
 from meguri_chassis.store import Database
-from meguri_contracts.errors import MeguriError, PermanentError, TemporaryError
+from meguri_contracts.errors import PermanentError, TemporaryError
 from meguri_contracts.events import OPENINGS, EpisodeResolved, Event, NoticeFailed, NoticeSent
 from meguri_monitoring.episodes import telling
 from meguri_monitoring.episodes.looks import Opening
@@ -76,19 +76,13 @@ class Notifier:
 
     def trouble(self) -> str | None:
         """Who could not be told, in words for an operator."""
-        try:
-            with self._database.read() as session:
-                return self._waiting(session) or _given_up(session)
-        except MeguriError as error:
-            return str(error)
+        with self._database.read() as session:
+            return self._waiting(session) or _given_up(session)
 
     def untold(self) -> str | None:
         """Whose episodes somebody could not be told of, if there were any now; the first such."""
-        try:
-            with self._database.read() as session:
-                rows = notice_store.all_to_be_told(session)
-        except MeguriError as error:
-            return str(error)
+        with self._database.read() as session:
+            rows = notice_store.all_to_be_told(session)
         for row in rows:
             for target in sending.targets(row.urls):
                 if why := sending.unusable(target.url, os.environ):
